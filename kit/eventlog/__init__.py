@@ -1,0 +1,117 @@
+"""The event log port: durable, ordered per key, read by groups. Adapters: `local` (a SQLite file), later `kafka`.
+
+It moves bytes. What they mean is the business of each service's `events.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from kit.errors import Unavailable
+
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
+class LogFull(Unavailable):
+    """The log has no room; nothing was written. The caller keeps its data and tries again after `retry_after_s`."""
+
+    code = "EVENT_LOG_FULL"
+    retry_after_s = 5
+
+
+class PartitionLost(Exception):
+    """A commit came too late: the partition belongs to another consumer now, which receives the batch again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What is appended. Records of one `key` keep their order."""
+
+    key: str
+    value: bytes
+    headers: Mapping[str, str] = field(default=NO_HEADERS)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A message in its place. `offset` rises within a partition; `timestamp_ms` is the log's clock, Unix milliseconds."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: str
+    value: bytes
+    headers: Mapping[str, str]
+    timestamp_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Records as they came, in order within each partition. Empty when nothing arrived in time."""
+
+    records: tuple[Record, ...]
+
+    def next_offsets(self) -> dict[tuple[str, int], int]:
+        """Return per (topic, partition) the offset a commit of the whole batch stores: the one after its last record."""
+        return {(record.topic, record.partition): record.offset + 1 for record in self.records}
+
+
+class Consumer(Protocol):
+    """One member of a group. Starts behind the group's last commit; a new group starts at the oldest record."""
+
+    async def batch(self, *, max_records: int, max_bytes: int, max_wait_s: float) -> Batch:
+        """Return what has arrived, at most `max_records` and about `max_bytes`, waiting at most `max_wait_s` for the first record.
+
+        Each call goes on behind the call before, committed or not.
+        """
+        ...
+
+    async def commit(self, offsets: Mapping[tuple[str, int], int]) -> None:
+        """Remember durably that everything below `offsets` (per topic and partition) is done. Raises `PartitionLost`."""
+        ...
+
+    async def rewind(self) -> None:
+        """Go back to the last commit: what was handed out but not committed comes again."""
+        ...
+
+
+class EventLog(Protocol):
+    """Durable when `append` returns; redelivers what was not committed; never drops. When full it waits, then raises `LogFull`."""
+
+    async def append(self, topic: str, messages: Sequence[Message]) -> None:
+        """Write all messages or none. Raises `LogFull`, or `Unavailable` when the log cannot be reached."""
+        ...
+
+    def consumer(self, group: str, topics: Sequence[str]) -> AbstractAsyncContextManager[Consumer]:
+        """Join a group for some topics; leaving the context hands the partitions to the others."""
+        ...
+
+    async def lag(self, group: str, topic: str) -> int:
+        """Return how many records of the topic the group has not committed."""
+        ...
+
+    async def ping(self) -> None:
+        """Raise `Unavailable` when the log cannot be used now."""
+        ...
+
+
+#: scheme -> adapter; the contract suite runs over these.
+SCHEMES = ("local",)
+
+
+@asynccontextmanager
+async def open_eventlog(url: str) -> AsyncIterator[EventLog]:
+    """Open the log that the URL names: `local:/path/to/log.db?max_bytes=…&partitions=…`."""
+    scheme = urlsplit(url).scheme
+    if scheme == "local":
+        from kit.eventlog.local import open_local_log  # noqa: PLC0415 - only the chosen adapter is loaded
+
+        async with open_local_log(url) as log:
+            yield log
+        return
+    raise ValueError(f"no event log adapter for {scheme!r}: use one of {', '.join(SCHEMES)}")

@@ -1,0 +1,65 @@
+"""The column store port: batches of columns in, aggregates out. Adapters: `chdb` (embedded), later `clickhouse`.
+
+SQL keeps to what ClickHouse 18.16 and chDB 26 both understand (docs/adr). Tables are made by `kit.olap.migrate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+#: One batch: column name -> values (list, numpy array or pyarrow array), all of one length.
+Columns = Mapping[str, Any]
+
+
+class ColumnStore(Protocol):
+    """Whole batch or error; the same token twice is one insert."""
+
+    async def insert(self, table: str, columns: Columns, *, token: str) -> None:
+        """Insert one batch. When this returns the rows survive a crash. Repeating the same batch under the same token adds nothing."""
+        ...
+
+    async def query(self, sql: str, params: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+        """Run one fixed statement and return rows as dictionaries.
+
+        Values are bound as `{name:Type}` (ClickHouse's own syntax), never formatted into the text.
+        """
+        ...
+
+    async def execute(self, sql: str) -> None:
+        """Run one statement without a result (DDL, DROP PARTITION)."""
+        ...
+
+    async def ping(self) -> None:
+        """Raise `Unavailable` when the store cannot be used now."""
+        ...
+
+
+def row_count(columns: Columns) -> int:
+    """Return the length of a batch. Raises `ValueError` when the columns differ in length."""
+    lengths = {len(values) for values in columns.values()}
+    if len(lengths) > 1:
+        raise ValueError(f"columns differ in length: {sorted(lengths)}")
+    return lengths.pop() if lengths else 0
+
+
+#: scheme -> adapter; the contract suite runs over these.
+SCHEMES = ("chdb",)
+
+
+@asynccontextmanager
+async def open_olap(url: str) -> AsyncIterator[ColumnStore]:
+    """Open the store that the URL names: `chdb:/path/to/folder`. The engine starts at the first statement, in its own thread."""
+    scheme = urlsplit(url).scheme
+    if scheme == "chdb":
+        from kit.olap.chdb import open_chdb  # noqa: PLC0415 - only the chosen adapter is loaded
+
+        async with open_chdb(url) as store:
+            yield store
+        return
+    raise ValueError(f"no column store adapter for {scheme!r}: use one of {', '.join(SCHEMES)}")
+
+
+__all__ = ["SCHEMES", "ColumnStore", "Columns", "open_olap", "row_count"]

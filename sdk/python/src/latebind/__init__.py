@@ -1,0 +1,1 @@
+"""Latebind Edge SDK."""

@@ -1,0 +1,1 @@
+"""Latebind's four services and the composition root."""
