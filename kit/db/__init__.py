@@ -1,0 +1,219 @@
+"""The database port: one per service, SQLite embedded or PostgreSQL in a cluster, the same SQL on both.
+
+`begin()` is the only way to write, `read()` the only way to read outside a write; they give different types so that a use case
+shows which it is. Statements are SQLAlchemy Core; they live in each service's `store.py`, never here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+from sqlalchemy import Executable, Row, event, text
+from sqlalchemy.engine import CursorResult
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from kit.clock import Clock, rfc3339
+from kit.context import idempotency, request_id
+from kit.db.system import IDEMPOTENCY, OUTBOX, SEEN
+from kit.errors import Conflict, Unavailable
+from kit.ids import new_id
+
+
+class DatabaseUnavailable(Unavailable):
+    """The database cannot be reached or did not answer in time."""
+
+    code = "DATABASE_UNAVAILABLE"
+
+
+class IdempotencyInFlight(Conflict):
+    """A request with this `Idempotency-Key` is being handled right now."""
+
+    code = "IDEMPOTENCY_IN_FLIGHT"
+    retry_after_s = 1
+
+
+class Reader:
+    """Runs statements that read. Rows come back as SQLAlchemy rows, in a consistent snapshot per `read()`."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def all(self, statement: Executable) -> Sequence[Row[Any]]:
+        """Return every row."""
+        return (await self._connection.execute(statement)).all()
+
+    async def first(self, statement: Executable) -> Row[Any] | None:
+        """Return the first row or None."""
+        return (await self._connection.execute(statement)).first()
+
+    async def scalar(self, statement: Executable) -> Any:
+        """Return the first column of the first row, or None."""
+        return (await self._connection.execute(statement)).scalar()
+
+
+class Transaction(Reader):
+    """A write transaction: what it checked still holds when it commits. Facts and their events go in together."""
+
+    def __init__(self, connection: AsyncConnection, clock: Clock) -> None:
+        super().__init__(connection)
+        self._clock = clock
+        self.emitted = False
+
+    async def execute(self, statement: Executable, rows: Sequence[Mapping[str, Any]] | None = None) -> CursorResult[Any]:
+        """Run an INSERT, UPDATE or DELETE, once per entry of `rows` when given. Raises `IntegrityError` on a broken constraint."""
+        if rows is not None and not rows:
+            raise ValueError("rows is empty: skip the statement instead")
+        return await self._connection.execute(statement, rows)
+
+    async def emit(self, topic: str, *, key: str, account: str, value: bytes, headers: Mapping[str, str] | None = None) -> str:
+        """Write an event into the outbox; the relay appends it to the log after the commit. Returns the event id."""
+        event_id = new_id("e")
+        now = self._clock.now()
+        all_headers = {
+            "event-id": event_id,
+            "account": account,
+            "request-id": request_id.get(),
+            "occurred-at": now.isoformat(),
+            **(headers or {}),
+        }
+        await self._connection.execute(
+            OUTBOX.insert().values(event_id=event_id, topic=topic, key=key, value=value, headers=json.dumps(all_headers), created_at=now)
+        )
+        self.emitted = True
+        return event_id
+
+    async def first_time(self, consumer: str, event_id: str) -> bool:
+        """Record that `consumer` has handled the event. False: it had been handled before, skip it."""
+        seen = await self.scalar(
+            SEEN.select().with_only_columns(SEEN.c.event_id).where(SEEN.c.consumer == consumer, SEEN.c.event_id == event_id)
+        )
+        if seen is not None:
+            return False
+        await self._connection.execute(SEEN.insert().values(consumer=consumer, event_id=event_id, seen_at=self._clock.now()))
+        return True
+
+    async def claim_idempotency_key(self) -> None:
+        """Write the request's `Idempotency-Key` beside its effect, so that both are there or neither. Raises `IdempotencyInFlight`."""
+        claim = idempotency.get()
+        if claim is None:
+            return
+        try:
+            await self._connection.execute(
+                IDEMPOTENCY.insert().values(
+                    caller=claim.caller, key=claim.key, request_hash=claim.request_hash, created_at=self._clock.now()
+                )
+            )
+        except IntegrityError as error:
+            raise IdempotencyInFlight("another request with this Idempotency-Key is under way; ask again in a moment") from error
+        idempotency.set(None)  # a use case has one transaction; a second one would be another effect
+
+
+class Database:
+    """One service's database. Made by `open_database`; closed by leaving that context."""
+
+    def __init__(
+        self, url: str, clock: Clock, *, write_engine: AsyncEngine, read_engine: AsyncEngine, write_lock: asyncio.Lock | None
+    ) -> None:
+        self.url = url
+        self.write_engine = write_engine
+        self.read_engine = read_engine
+        self._clock = clock
+        self._write_lock = write_lock
+        self._outbox_listeners: list[Callable[[], None]] = []
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[Transaction]:
+        """Open a write transaction; commits when the block ends, rolls back when it raises.
+
+        Raises `DatabaseUnavailable` when the database cannot be reached.
+        """
+        if self._write_lock is None:
+            async with self._transaction() as transaction:
+                yield transaction
+        else:
+            # SQLite has one writer: waiting here keeps "database is locked" away and the order fair.
+            async with self._write_lock, self._transaction() as transaction:
+                yield transaction
+        if transaction.emitted:
+            for listener in self._outbox_listeners:
+                listener()
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[Transaction]:
+        with _unavailable():
+            async with self.write_engine.begin() as connection:
+                transaction = Transaction(connection, self._clock)
+                await transaction.claim_idempotency_key()
+                yield transaction
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[Reader]:
+        """Open a read-only snapshot. Raises `DatabaseUnavailable` when the database cannot be reached."""
+        with _unavailable():
+            async with self.read_engine.connect() as connection:
+                yield Reader(connection)
+
+    async def ping(self) -> None:
+        """Raise `DatabaseUnavailable` when the database does not answer."""
+        async with self.read() as reader:
+            await reader.scalar(text("SELECT 1"))
+
+    def on_outbox(self, listener: Callable[[], None]) -> None:
+        """Call `listener` after each commit that wrote an event: the relay need not poll."""
+        self._outbox_listeners.append(listener)
+
+    def on_statement(self, listener: Callable[[str], None]) -> Callable[[], None]:
+        """Call `listener` with each statement sent, from either engine (tests count queries). Returns the way to stop it."""
+
+        def heard(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+            listener(statement)
+
+        engines = {engine.sync_engine for engine in (self.write_engine, self.read_engine)}
+        for engine in engines:
+            event.listen(engine, "before_cursor_execute", heard)
+
+        def stop() -> None:
+            for engine in engines:
+                event.remove(engine, "before_cursor_execute", heard)
+
+        return stop
+
+
+class _unavailable:
+    """Turns connection faults of the driver into `DatabaseUnavailable`; broken constraints pass through."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: Any) -> None:
+        if isinstance(error, IntegrityError):
+            return
+        lost = isinstance(error, PoolTimeout | ConnectionError) or (isinstance(error, DBAPIError) and error.connection_invalidated)
+        locked = isinstance(error, DBAPIError) and "database is locked" in str(error.orig)
+        full = isinstance(error, DBAPIError) and "disk is full" in str(error.orig)
+        if lost or locked or full:
+            raise DatabaseUnavailable("the database cannot be used now; try again") from error
+
+
+#: scheme -> adapter; the contract suite runs over these.
+SCHEMES = ("sqlite",)
+
+
+@asynccontextmanager
+async def open_database(url: str, clock: Clock) -> AsyncIterator[Database]:
+    """Open the database that the URL names: `sqlite:/path/to/file.db`. Tables are made by `kit.db.migrate`."""
+    scheme = urlsplit(url).scheme
+    if scheme == "sqlite":
+        from kit.db.sqlite import open_sqlite  # noqa: PLC0415 - only the chosen adapter is loaded
+
+        async with open_sqlite(url, clock) as database:
+            yield database
+        return
+    raise ValueError(f"no database adapter for {scheme!r}: use one of {', '.join(SCHEMES)}")
