@@ -57,7 +57,7 @@ class PortSettings(Settings):
 
     @property
     def holder(self) -> str:
-        """Name of this process in leases. One process per data folder keeps its name over restarts, so it need not wait for its own lease."""
+        """Name of this process in leases. One process per data folder keeps its name over restarts and need not wait for its lease."""
         if self.instance:
             return self.instance
         return f"{socket.gethostname()}/{os.getpid()}" if self.database_url else "embedded"
@@ -107,7 +107,7 @@ class Part:
 async def open_ports(
     settings: PortSettings, services: Collection[str], *, clock: Clock, metrics: Metrics
 ) -> AsyncIterator[dict[str, Ports]]:
-    """Open the ports and return them per service. The column store starts at its first statement, so it costs nothing where it is not used."""
+    """Open the ports and return them per service. The column store starts at its first statement and costs nothing elsewhere."""
     async with AsyncExitStack() as stack:
         secrets = Secrets(settings.secrets_dir or settings.data_dir / "secrets")
         seal = PrincipalSeal(secrets.key("gateway"))

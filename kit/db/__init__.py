@@ -80,7 +80,7 @@ class Transaction(Reader):
             "event-id": event_id,
             "account": account,
             "request-id": request_id.get(),
-            "occurred-at": now.isoformat(),
+            "occurred-at": rfc3339(now),
             **(headers or {}),
         }
         await self._connection.execute(
