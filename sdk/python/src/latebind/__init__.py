@@ -1,7 +1,7 @@
 """Latebind: run the model that the server binds to this device, and manage what it binds.
 
-The public names are the list below. They are loaded when first used, so that `import latebind` costs next to nothing: numpy, the HTTP client, ReactiveX and
-the engines come in with the first name that needs them.
+The public names are the list below. They are loaded when first used, so that `import latebind` costs next to nothing: numpy, the HTTP
+client, ReactiveX and the engines come in with the first name that needs them.
 """
 
 from __future__ import annotations
