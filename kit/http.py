@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
 from kit.context import request_id
@@ -111,3 +111,20 @@ def problem_body(problem: Problem) -> bytes:
 async def send_problem(send: Send, problem: Problem) -> None:
     """Answer with a problem document (RFC 9457)."""
     await send_bytes(send, problem.status, problem_body(problem), problem_headers(problem))
+
+
+async def send_health(
+    path: str, send: Send, readiness: Callable[[], Awaitable[Mapping[str, str | None]]], *, started: bool, draining: bool
+) -> None:
+    """Answer a probe. `/livez` says that the loop turns; `/readyz` names each dependency with its state, degraded ones with a reason."""
+    if path == "/livez":
+        await send_json(send, 200, {"status": "ok"})
+        return
+    if path == "/startupz":
+        await send_json(send, 200 if started else 503, {"status": "ok" if started else "starting"})
+        return
+    states = await readiness()
+    bad = draining or not started or any(states.values())
+    status = "draining" if draining else "unavailable" if bad else "ok"
+    checks = {name: {"status": "unavailable", "detail": trouble} if trouble else {"status": "ok"} for name, trouble in states.items()}
+    await send_json(send, 503 if bad else 200, {"status": status, "checks": checks})

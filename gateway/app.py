@@ -1,0 +1,215 @@
+"""The only public port: request id, identity, limits, routing, health and the merged API document.
+
+Raw ASGI, because every device request passes here. It knows no use case: what a request does is its upstream's business.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from structlog import get_logger
+
+from gateway.authn import Authenticator
+from gateway.limits import RateLimit, capped
+from gateway.openapi import fetch_document, merge, page
+from gateway.routes import Route, route_of
+from gateway.settings import GatewaySettings
+from kit import http
+from kit.context import request_id
+from kit.errors import Forbidden, Internal, Invalid, MethodNotAllowed, NotFound, Problem, Unauthorized
+from kit.identity import COUNTRY_HEADER, PRINCIPAL_HEADER, REQUEST_ID_HEADER, Kind, PrincipalSeal
+from kit.ids import new_id
+from kit.metrics import Metrics
+
+log = get_logger(__name__)
+
+#: name of a dependency -> None when it is fine, else what is wrong with it.
+Readiness = Callable[[], Awaitable[Mapping[str, str | None]]]
+
+_OURS = frozenset({PRINCIPAL_HEADER, COUNTRY_HEADER, REQUEST_ID_HEADER})
+_CONFUSING = re.compile(rb"//|/\.{1,2}(?:/|$)|\\|%2f|%5c|%2e|%00", re.IGNORECASE)
+_GIVEN_ID = re.compile(rb"^[A-Za-z0-9_.:-]{8,80}$")
+_MAX_HEADER_BYTES = 16 << 10
+_PAGE_HEADERS = [
+    (b"content-type", b"text/html; charset=utf-8"),
+    (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"),
+]
+
+
+class HeadersTooLarge(Problem):
+    """The headers are over the limit."""
+
+    status = 431
+    code = "HEADERS_TOO_LARGE"
+
+
+class HostRefused(Problem):
+    """The Host header names a host that this gateway does not serve."""
+
+    status = 421
+    code = "HOST_REFUSED"
+
+
+class Gateway:
+    """The application. `upstreams` maps names of the routing table to ASGI applications."""
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        upstreams: Mapping[str, http.ASGIApp],
+        *,
+        seal: PrincipalSeal,
+        metrics: Metrics,
+        readiness: Readiness,
+    ) -> None:
+        self._settings = settings
+        self._upstreams = upstreams
+        self._seal = seal
+        self._metrics = metrics
+        self._readiness = readiness
+        self._authenticator = Authenticator(upstreams["registry"], seal, cache_s=settings.credential_cache_s)
+        self._rates = {
+            Kind.DEVICE: RateLimit(settings.device_requests_per_minute),
+            Kind.USER: RateLimit(settings.user_requests_per_minute),
+            Kind.OPERATOR: RateLimit(settings.user_requests_per_minute),
+            Kind.NOBODY: RateLimit(settings.anonymous_requests_per_minute),
+        }
+        self._proxies = tuple(ipaddress.ip_network(one.strip()) for one in settings.trusted_proxies.split(",") if one.strip())
+        self._country_header = settings.country_header.lower().encode()
+        self._hosts = frozenset(one.strip().lower().encode() for one in settings.allowed_hosts.split(",") if one.strip())
+        self._document: dict[str, Any] | None = None
+        self.started = False
+        self.draining = False
+
+    async def check(self) -> None:
+        """Fetch and check every service's API document. Raises `RouteMissing` when an operation lacks a route or a policy."""
+        documents = {name: await fetch_document(name, app, self._seal) for name, app in self._upstreams.items() if name != "links"}
+        self._document = merge(documents)
+
+    async def __call__(self, scope: http.Scope, receive: http.Receive, send: http.Send) -> None:
+        """Serve one request (ASGI)."""
+        if scope["type"] != "http":
+            return
+        path: str = scope["path"]
+        route = route_of(path)
+        own_id = self._request_id(scope)
+        request_id.set(own_id.decode())
+        began = time.perf_counter()
+        status = 0
+
+        async def answer(message: http.Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message = {**message, "headers": [*message.get("headers", ()), (REQUEST_ID_HEADER, own_id)]}
+            await send(message)
+
+        try:
+            if route is None:
+                await self._own(path, scope, answer)
+            else:
+                await self._forward(route, own_id, scope, receive, answer)
+        except http.ClientGone:
+            return
+        except Problem as problem:
+            if status:
+                raise
+            await http.send_problem(answer, problem)
+        except Exception:
+            log.exception("request failed", method=scope["method"], path=path)
+            if status:
+                raise
+            await http.send_problem(answer, Internal("a fault of ours; the server's log has it under this request id"))
+        finally:
+            upstream = route.upstream if route else "gateway"
+            self._metrics.count("latebind_http_requests_total", service=upstream, method=scope["method"], status=str(status))
+            self._metrics.observe("latebind_http_request_seconds", time.perf_counter() - began, service=upstream)
+
+    async def _forward(self, route: Route, own_id: bytes, scope: http.Scope, receive: http.Receive, send: http.Send) -> None:
+        self._check_request(scope)
+        authorization = http.header(scope, b"authorization") if route.prefix != "/blobs" else None
+        if authorization is None:
+            self._rates[Kind.NOBODY].take(scope["client"][0] if scope.get("client") else "")
+        known = await self._authenticator.authenticate(authorization)
+        kind = known.principal.kind
+        if authorization is not None:
+            self._rates[kind].take(authorization)
+        if kind not in route.who:
+            if kind is Kind.NOBODY:
+                raise Unauthorized("no credential: send Authorization: Bearer <API key or device token>")
+            raise Forbidden("this kind of credential may not call this path")
+        headers = [(name, value) for name, value in scope["headers"] if name not in _OURS and name != b"authorization"]
+        headers.append((REQUEST_ID_HEADER, own_id))
+        if known.sealed:
+            headers.append((PRINCIPAL_HEADER, known.sealed))
+        if self._proxies:
+            country = self._country(scope)
+            if country:
+                headers.append((COUNTRY_HEADER, country))
+        limit = self._settings.max_part_bytes if route.streams else self._settings.max_json_bytes
+        await self._upstreams[route.upstream]({**scope, "headers": headers}, capped(scope, receive, limit), send)
+
+    def _check_request(self, scope: http.Scope) -> None:
+        raw = scope.get("raw_path") or scope["path"].encode()
+        if _CONFUSING.search(raw):
+            raise Invalid("the path is not in its plain form: no //, dots, backslashes or encoded slashes")
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > _MAX_HEADER_BYTES:
+            raise HeadersTooLarge(f"the headers have more than {_MAX_HEADER_BYTES} bytes")
+        if self._hosts:
+            host = (http.header(scope, b"host") or b"").lower().partition(b":")[0]
+            if host not in self._hosts:
+                raise HostRefused("this gateway does not serve the host that the request names")
+
+    def _country(self, scope: http.Scope) -> bytes | None:
+        """Return the country that a trusted proxy set, two upper-case letters."""
+        client = scope.get("client")
+        value = http.header(scope, self._country_header)
+        if client is None or value is None or len(value) != 2 or not value.isalpha():
+            return None
+        address = ipaddress.ip_address(client[0])
+        return value.upper() if any(address in network for network in self._proxies) else None
+
+    def _request_id(self, scope: http.Scope) -> bytes:
+        """Return a trusted proxy's request id, or a new one."""
+        if self._proxies and scope.get("client"):
+            given = http.header(scope, REQUEST_ID_HEADER)
+            address = ipaddress.ip_address(scope["client"][0])
+            if given and _GIVEN_ID.match(given) and any(address in network for network in self._proxies):
+                return given
+        return new_id("r").encode()
+
+    async def _own(self, path: str, scope: http.Scope, send: http.Send) -> None:
+        """Answer what the gateway itself serves."""
+        if path in {"/livez", "/readyz", "/startupz"}:
+            await self.health(path, send)
+            return
+        if path not in {"/", "/docs", "/openapi.json"}:
+            raise NotFound("there is nothing at this path; /docs lists what there is")
+        if scope["method"] not in {"GET", "HEAD"}:
+            raise MethodNotAllowed("this path is read-only")
+        if path == "/":
+            await http.send_bytes(send, 307, b"", [(b"location", b"/docs")])
+            return
+        if self._document is None:
+            await self.check()
+        assert self._document is not None
+        if path == "/openapi.json":
+            await http.send_bytes(send, 200, json.dumps(self._document).encode(), [(b"content-type", b"application/json")])
+        else:
+            await http.send_bytes(send, 200, page(self._document).encode(), _PAGE_HEADERS)
+
+    async def health(self, path: str, send: http.Send) -> None:
+        """Answer a probe."""
+        await http.send_health(path, send, self._readiness, started=self.started, draining=self.draining)
+
+
+def create_app(
+    settings: GatewaySettings, upstreams: Mapping[str, http.ASGIApp], *, seal: PrincipalSeal, metrics: Metrics, readiness: Readiness
+) -> Gateway:
+    """Return the gateway in front of these upstreams."""
+    return Gateway(settings, upstreams, seal=seal, metrics=metrics, readiness=readiness)
