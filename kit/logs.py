@@ -17,6 +17,8 @@ import structlog
 from structlog.contextvars import bound_contextvars
 from structlog.typing import FilteringBoundLogger, Processor
 
+from kit.context import request_id
+
 REDACTED = "[redacted]"
 
 #: Keys whose value is never written, whatever it is.
@@ -60,6 +62,12 @@ def _redact_event(_logger: object, _method: str, event: MutableMapping[str, Any]
     return event
 
 
+def _add_request_id(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    if current := request_id.get():
+        event.setdefault("request_id", current)
+    return event
+
+
 def configure_logging(*, level: str = "info", json: bool | None = None, stream: TextIO | None = None) -> None:
     """Send everything to `stream` (standard error) at `level` and above. `json=None`: JSON unless the stream is a terminal.
 
@@ -70,6 +78,7 @@ def configure_logging(*, level: str = "info", json: bool | None = None, stream: 
     number = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        _add_request_id,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
@@ -105,6 +114,6 @@ def get_logger(name: str) -> FilteringBoundLogger:
 
 @contextmanager
 def log_context(**values: Any) -> Iterator[None]:
-    """Add keys (`request_id`, `account`, `worker` …) to every line written inside the block, in this task and those it starts."""
+    """Add keys (`account`, `worker` …; the request id is there by itself) to lines written inside the block and in tasks it starts."""
     with bound_contextvars(**values):
         yield

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from kit.clock import Clock, SystemClock
+from kit.context import request_id
 from kit.eventlog import Batch, Consumer, EventLog, PartitionLost
 from kit.logs import get_logger, log_context
 from kit.metrics import Metrics, NullMetrics
@@ -286,8 +287,12 @@ class _Consume(Worker):
 
     async def _finish(self, consumer: Consumer, batch: Batch) -> None:
         start = self._clock.monotonic()
-        with log_context(request_id=batch.records[0].headers.get("request-id", "")):
+        origins = {record.headers.get("request-id", "") for record in batch.records}
+        token = request_id.set(origins.pop() if len(origins) == 1 else "")
+        try:
             await self._handle(batch)
+        finally:
+            request_id.reset(token)
         await consumer.commit(batch.next_offsets())
         self._metrics.observe("latebind_log_batch_seconds", self._clock.monotonic() - start, group=self._group)
         self._metrics.count("latebind_log_records_total", len(batch.records), group=self._group)

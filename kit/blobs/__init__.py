@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from kit.clock import Clock
 from kit.errors import NotFound, Problem
 
 
@@ -71,13 +72,16 @@ SCHEMES = ("file",)
 
 
 @asynccontextmanager
-async def open_blobs(url: str, *, link_secret: bytes) -> AsyncIterator[BlobStore]:
-    """Open the store that the URL names: `file:/path/to/folder`. `link_secret` signs links to local files (`kit.blobs.links`)."""
+async def open_blobs(url: str, *, link_secret: bytes, clock: Clock | None = None) -> AsyncIterator[BlobStore]:
+    """Open the store that the URL names: `file:/path/to/folder`.
+
+    `link_secret` signs links to local files (`kit.blobs.links`); `clock` says when they expire.
+    """
     scheme = urlsplit(url).scheme
     if scheme == "file":
         from kit.blobs.files import open_file_blobs  # noqa: PLC0415 - only the chosen adapter is loaded
 
-        async with open_file_blobs(url, link_secret=link_secret) as blobs:
+        async with open_file_blobs(url, link_secret=link_secret, clock=clock) as blobs:
             yield blobs
         return
     raise ValueError(f"no blob adapter for {scheme!r}: use one of {', '.join(SCHEMES)}")
