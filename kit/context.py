@@ -19,4 +19,4 @@ class IdempotencyClaim:
 
 
 #: Set while a request with an `Idempotency-Key` is handled; the first write transaction takes it in (`kit.db`).
-idempotency: ContextVar[IdempotencyClaim | None] = ContextVar("idempotency", default=None)
+idempotency_claim: ContextVar[IdempotencyClaim | None] = ContextVar("idempotency_claim", default=None)

@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 from structlog import get_logger
 
 from kit import http
-from kit.context import IdempotencyClaim, idempotency, request_id
+from kit.context import IdempotencyClaim, idempotency_claim, request_id
 from kit.db import Database
 from kit.db.idempotency import StoredAnswer, find_answer, store_answer
 from kit.errors import Internal, Invalid, MethodNotAllowed, NotFound, Problem, Unprocessable
@@ -326,11 +326,11 @@ class _Edge:
         async def keep(message: http.Message) -> None:
             messages.append(message)
 
-        token = idempotency.set(claim)
+        token = idempotency_claim.set(claim)
         try:
             await self._app(scope, receive, keep)
         finally:
-            idempotency.reset(token)
+            idempotency_claim.reset(token)
         start = messages[0]
         sent = {bytes(name).lower(): bytes(value) for name, value in start["headers"]}
         if start["status"] < 400 and b"no-store" not in sent.get(b"cache-control", b""):

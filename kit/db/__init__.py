@@ -20,7 +20,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from kit.clock import Clock, rfc3339
-from kit.context import idempotency, request_id
+from kit.context import idempotency_claim, request_id
 from kit.db.system import IDEMPOTENCY, OUTBOX, SEEN
 from kit.errors import Conflict, Unavailable
 from kit.ids import new_id
@@ -101,7 +101,7 @@ class Transaction(Reader):
 
     async def claim_idempotency_key(self) -> None:
         """Write the request's `Idempotency-Key` beside its effect, so that both are there or neither. Raises `IdempotencyInFlight`."""
-        claim = idempotency.get()
+        claim = idempotency_claim.get()
         if claim is None:
             return
         try:
@@ -112,7 +112,7 @@ class Transaction(Reader):
             )
         except IntegrityError as error:
             raise IdempotencyInFlight("another request with this Idempotency-Key is under way; ask again in a moment") from error
-        idempotency.set(None)  # a use case has one transaction; a second one would be another effect
+        idempotency_claim.set(None)  # a use case has one transaction; a second one would be another effect
 
 
 class Database:

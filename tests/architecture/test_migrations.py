@@ -1,0 +1,29 @@
+"""Each service's Alembic tree, run from nothing, makes exactly the tables of its `tables.py`."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection
+
+from kit.clock import SystemClock
+from kit.db import open_database
+from kit.db.migrate import migrate
+
+
+@pytest.mark.parametrize("service", ["registry", "packager", "deployer", "telemetry"])
+async def test_tree_and_tables_agree(service: str, tmp_path: Path) -> None:
+    metadata = importlib.import_module(f"services.{service}.tables").metadata
+
+    def differences(connection: Connection) -> list[object]:
+        return list(compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), metadata))
+
+    async with open_database(f"sqlite:{tmp_path}/{service}.db", SystemClock()) as database:
+        await migrate(database, f"services.{service}")
+        await migrate(database, f"services.{service}")  # a second start finds nothing to do
+        async with database.write_engine.connect() as connection:
+            assert await connection.run_sync(differences) == []
