@@ -2,22 +2,63 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
+# uv from the PATH, or one of our own in build/tools when there is none.
 TOOLS := build/tools
-UV := $(shell command -v uv 2>/dev/null || echo $(TOOLS)/bin/uv)
-RUN := $(UV) run --frozen --no-sync
+UV := $(or $(shell command -v uv 2>/dev/null),$(TOOLS)/bin/uv)
+RUN := .venv/bin
+export UV_PYTHON_PREFERENCE ?= only-system
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(TOOLS)/bin/uv:
-	@echo "uv is missing: installing it into $(TOOLS)"
-	@python3 -m venv $(TOOLS) && $(TOOLS)/bin/pip install --quiet --disable-pip-version-check 'uv>=0.8'
+	@echo "uv is not on the PATH: putting it into $(TOOLS)"
+	@python3 -m venv $(TOOLS)
+	@$(TOOLS)/bin/pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
 
 .PHONY: setup
-setup: $(if $(findstring $(TOOLS),$(UV)),$(TOOLS)/bin/uv) ## Make .venv from uv.lock (gets uv when it is missing)
-	@$(UV) sync --frozen --quiet
+setup: $(filter $(TOOLS)/%,$(UV)) ## Make .venv from uv.lock; gets uv when it is missing
+	@echo "installing what uv.lock names into .venv (the first time about 1.2 GB)"
+	@$(UV) sync --frozen
+
+.PHONY: demo
+demo: setup ## Package, bind, run, measure and re-bind real models on a simulated fleet; KEEP=1 leaves the server up
+	@$(RUN)/python -m examples.demo $(if $(KEEP),--keep)
+
+.PHONY: serve
+serve: setup ## Start the whole server in one process, data in ./data
+	@$(RUN)/latebindd
+
+.PHONY: test
+test: setup lint types ## Lint, check types, run every test
+	@PATH="$(abspath $(dir $(UV))):$$PATH" $(RUN)/pytest $(PYTEST_ARGS)
+
+.PHONY: lint
+lint: ## Check format and style
+	@$(RUN)/ruff format --check --quiet . || (echo "not formatted: run make format"; exit 1)
+	@$(RUN)/ruff check --quiet .
+
+.PHONY: types
+types: ## Check types
+	@$(RUN)/mypy
+
+.PHONY: format
+format: ## Format and fix what can be fixed
+	@$(RUN)/ruff format --quiet . && $(RUN)/ruff check --fix --quiet .
+
+.PHONY: bench
+bench: setup ## Measure against peers; GOALS="R1 S1" picks some
+	@PATH="$(abspath $(dir $(UV))):$$PATH" $(RUN)/python -m bench $(GOALS)
 
 .PHONY: proto
-proto: $(if $(findstring $(TOOLS),$(UV)),$(TOOLS)/bin/uv) ## Generate proto/src/latebind_proto from proto/latebind
+proto: setup ## Generate proto/src/latebind_proto from proto/latebind
 	@$(UV) run --isolated --no-project --with 'grpcio-tools==1.72.2' --with 'mypy-protobuf==3.6.0' --with 'setuptools<80' bash proto/generate.sh
+
+.PHONY: wheels
+wheels: setup ## Build the wheels of server, SDK and protobuf messages into dist/
+	@$(UV) build --all-packages --quiet --out-dir dist
+
+.PHONY: clean
+clean: ## Remove build results; keeps .venv and data
+	@rm -rf build/demo build/bench dist .pytest_cache .mypy_cache .ruff_cache
