@@ -92,7 +92,7 @@ def probe(run: Run, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], pre
 
 
 def generate(inputs: tuple[Tensor, ...], size: int, style: str) -> dict[str, Any]:
-    """Make one array per input. Floats lie in [0, 1), integers of 8 bits over their range, wider ones are 0 or 1, unless a range is declared."""
+    """Make one array per input: floats in [0, 1), 8-bit integers over their range, wider ones 0 or 1, unless a range is declared."""
     symbols: dict[str, int] = {}
     feed = {}
     total = 0

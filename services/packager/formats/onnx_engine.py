@@ -57,6 +57,6 @@ def _load_failure(error: Exception) -> ModelRejected:
     if "IR version" in text or "opset" in text.lower():
         return ModelRejected(
             Reason.ENGINE_TOO_OLD,
-            f"ONNX Runtime {version()} on the server does not know this model's IR or opset version. Export with an older opset (15 to 21). {text}",
+            f"ONNX Runtime {version()} does not know this model's IR or opset version. Export with an older opset (15 to 21). {text}",
         )
     return ModelRejected(Reason.MODEL_LOAD_FAILED, f"ONNX Runtime {version()} cannot load the model: {text}")

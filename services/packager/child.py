@@ -1,0 +1,232 @@
+"""The one-shot child: reads one job from stdin, parses and runs one uploaded model, writes one JSON answer to stdout.
+
+Started by `sandbox.py` in a folder of its own with an empty environment; argv holds the service's process id and the limits. Whatever
+happens in here, the service only ever sees the answer and the files in `out/`, and checks both. It holds no credentials.
+
+Job: `{"task": "inspect" | "replay", "graph": "in/0", "data": {name: "in/1"}, "inputs": [tensor] | null, "outputs": [tensor] | null,
+"golden": {"rtol", "atol"}, "seconds": 30}`. A replay also takes `format`; it runs the golden input again in a fresh process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Mapping
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from typing import Any
+
+from services.packager.answer import found_to_json, tensor_from_json
+from services.packager.domain import Found, Tensor, check_tensors
+from services.packager.errors import ModelRejected, Reason
+from services.packager.formats import onnx, tflite
+from services.packager.guard import guard, limit_self
+
+GOLDEN_INPUT = Path("out/input.npz")
+GOLDEN_OUTPUT = Path("out/output.npz")
+
+_MIB = 2**20
+_SHOWN = 600
+#: Environment that keeps numeric libraries from starting a thread per core.
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HOME": "tmp", "TMPDIR": "tmp"}
+
+
+def main() -> None:
+    """Entry point: `child <pid of the service> <limits as JSON>`."""
+    parent, limits = int(sys.argv[1]), json.loads(sys.argv[2])
+    sys.exit(guard(lambda: _worker(limits), parent))
+
+
+def _worker(limits: Mapping[str, int]) -> int:
+    limit_self(limits)
+    os.environ.update(_ONE_THREAD)
+    # What libraries print must not mix with the answer.
+    answer_to = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        answer = _answer(json.loads(sys.stdin.buffer.read()))
+    except Exception:
+        traceback.print_exc()
+        return 3
+    data = json.dumps(answer).encode()
+    while data:
+        data = data[os.write(answer_to, data) :]
+    return 0
+
+
+def _answer(job: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return _replay(job) if job["task"] == "replay" else _inspect(job)
+    except ModelRejected as rejected:
+        return {"ok": False, "code": rejected.reason, "detail": _clean(rejected.detail)}
+    except MemoryError:
+        return {"ok": False, "code": Reason.CHILD_OUT_OF_MEMORY, "detail": "The model needs more memory than packaging may use."}
+    except OSError as error:
+        if error.errno != 27:  # EFBIG
+            raise
+        return {"ok": False, "code": Reason.CHILD_OUTPUT_TOO_LARGE, "detail": "The golden files are larger than packaging may write."}
+
+
+def _inspect(job: Mapping[str, Any]) -> dict[str, Any]:
+    step("reading")
+    graph = Path(job["graph"])
+    found = _read(graph)
+    _check_external(found, job["data"])
+    step("checking")
+    inputs = check_tensors(Reason.INPUT_MISMATCH, "input", _tensors(job["inputs"]), found.inputs)
+    outputs = check_tensors(Reason.OUTPUT_MISMATCH, "output", _tensors(job["outputs"]), found.outputs)
+    _check_ranks(found, inputs)
+    step("loading")
+    engine, runner = _load(found.format, graph, job["data"])
+    step("running")
+    from services.packager import probe as probing  # noqa: PLC0415 - numpy is loaded after the limits are set
+
+    def run(feed: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            results = runner.run({name: engine.as_input(array) for name, array in feed.items()})
+        except Exception as error:
+            raise _memory_error(error) from error
+        return {name: engine.as_output(array) for name, array in results.items()}
+
+    result = probing.probe(run, inputs, outputs, found.precision, job["seconds"] / 2)
+    step("writing")
+    probing.write_npz(GOLDEN_INPUT, result.inputs)
+    probing.write_npz(GOLDEN_OUTPUT, result.outputs)
+    fixed = all(isinstance(dim, int) for tensor in inputs for dim in tensor.shape or ())
+    outputs = tuple(probing.observed(tensor, result.outputs[tensor.name], fixed=fixed) for tensor in outputs)
+    weights = sum(Path(path).stat().st_size for path in (graph, *job["data"].values()))
+    moved = sum(array.nbytes for array in (*result.inputs.values(), *result.outputs.values()))
+    return {
+        "ok": True,
+        "found": found_to_json(found, inputs, outputs),
+        "golden": {"rtol": result.rtol, "atol": result.atol},
+        "ram_mb": -(-(48 * _MIB + 2 * weights + 4 * moved) // (16 * _MIB)) * 16,
+        "engine_version": engine.version(),
+        "notes": list(result.notes),
+    }
+
+
+def _replay(job: Mapping[str, Any]) -> dict[str, Any]:
+    step("replaying")
+    engine, runner = _load(job["format"], Path(job["graph"]), job["data"])
+    from services.packager import probe as probing  # noqa: PLC0415 - numpy is loaded after the limits are set
+
+    feed = probing.read_npz(Path("in/input.npz"))
+    expected = probing.read_npz(Path("in/output.npz"))
+    _check_golden("input", _tensors(job["inputs"]) or (), feed)
+    _check_golden("output", _tensors(job["outputs"]) or (), expected)
+    try:
+        results = runner.run({name: engine.as_input(array) for name, array in feed.items()})
+    except Exception as error:
+        raise ModelRejected(Reason.MODEL_NOT_DETERMINISTIC, f"The model ran once, but not a second time: {error}") from error
+    actual = {name: engine.as_output(array) for name, array in results.items()}
+    if not probing.close(actual, expected, job["golden"]["rtol"], job["golden"]["atol"]):
+        raise ModelRejected(
+            Reason.MODEL_NOT_DETERMINISTIC,
+            "The model gave other outputs in a second process than in the first one, so no device could check its own results. "
+            "Give random operators a seed, or make the noise an input.",
+        )
+    return {"ok": True}
+
+
+def step(name: str) -> None:
+    """Tell the service how far the job is."""
+    print(f"@{name}", file=sys.stderr, flush=True)  # noqa: T201 - the child's progress channel
+
+
+def _read(graph: Path) -> Found:
+    if graph.stat().st_size == 0:
+        raise ModelRejected(Reason.MODEL_TRUNCATED, "The model file is empty. Upload it again.")
+    with graph.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+        if tflite.is_tflite(data[:8]):
+            return tflite.read(data, _version_of("ai-edge-litert"))
+        return onnx.read(data, _version_of("onnxruntime"))
+
+
+def _version_of(distribution: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - only the child needs it
+
+    try:
+        return version(distribution)
+    except PackageNotFoundError as error:
+        raise ModelRejected(
+            Reason.ENGINE_NOT_INSTALLED, f"This server has no {distribution}. Its operator installs the extra [packager]."
+        ) from error
+
+
+def _check_external(found: Found, data: Mapping[str, str]) -> None:
+    for name, needed in found.external.items():
+        if name not in data:
+            have = ", ".join(sorted(data)) or "none"
+            raise ModelRejected(
+                Reason.EXTERNAL_DATA_MISSING,
+                f'The model keeps tensor data in "{name}", which was not uploaded with this variant (data files: {have}). '
+                "Upload it beside the model under exactly this name.",
+            )
+        size = Path(data[name]).stat().st_size
+        if needed > size:
+            raise ModelRejected(
+                Reason.EXTERNAL_DATA_MISSING, f'The model needs {needed} bytes of "{name}", which has {size}. Upload the file again.'
+            )
+
+
+def _check_ranks(found: Found, inputs: tuple[Tensor, ...]) -> None:
+    for tensor in inputs:
+        if tensor.shape is None and found.format == "onnx":
+            raise ModelRejected(
+                Reason.INPUT_MISMATCH,
+                f'The model does not say the shape of its input "{tensor.name}". Declare the inputs with their shapes.',
+            )
+
+
+def _check_golden(kind: str, tensors: tuple[Tensor, ...], arrays: Mapping[str, Any]) -> None:
+    from services.packager.probe import dtype_of  # noqa: PLC0415 - numpy is loaded after the limits are set
+
+    if {tensor.name: tensor.dtype for tensor in tensors} != {name: dtype_of(array) for name, array in arrays.items()}:
+        raise ModelRejected(Reason.CHILD_ANSWER_INVALID, f"The golden {kind} does not hold the declared tensors.")
+
+
+def _load(kind: str, graph: Path, data: Mapping[str, str]) -> tuple[Any, Any]:
+    """Load the runtime, and the model with its data files beside it under the names it knows them by."""
+    folder = Path("model")
+    folder.mkdir()
+    path = folder / ("model.onnx" if kind == "onnx" else "model.tflite")
+    os.link(graph, path)
+    for name, place in data.items():
+        if name != path.name:
+            os.link(place, folder / name)
+    try:
+        if kind == "onnx":
+            from services.packager.formats import onnx_engine  # noqa: PLC0415 - loaded after the limits are set
+
+            return onnx_engine, onnx_engine.OnnxRunner(path)
+        from services.packager.formats import tflite_engine  # noqa: PLC0415 - loaded after the limits are set
+
+        return tflite_engine, tflite_engine.TfliteRunner(path)
+    except ModelRejected as rejected:
+        if isinstance(_memory_error(rejected), MemoryError):
+            raise MemoryError from rejected
+        raise
+
+
+def _memory_error(error: Exception) -> Exception:
+    """Return a `MemoryError` in place of what the runtimes say when memory runs out."""
+    text = str(error).lower()
+    return MemoryError() if "bad_alloc" in text or "failed to allocate" in text or "out of memory" in text else error
+
+
+def _tensors(entries: list[Any] | None) -> tuple[Tensor, ...] | None:
+    return None if entries is None else tuple(tensor_from_json(entry) for entry in entries)
+
+
+def _clean(text: str) -> str:
+    """Make a message safe to show: our folder's path cut out, printable, not too long."""
+    text = text.replace(str(Path.cwd()) + "/", "").replace("model/model.onnx", "the model").replace("model/model.tflite", "the model")
+    text = "".join(character if character.isprintable() else " " for character in text)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""What stands between the service and a hostile model: limits on the child, and a guard process that outlives it and cleans up.
+
+The child that the service starts is the guard. It forks the worker before anything else is loaded, waits for it, and kills whatever
+the worker left running, also what moved into another session, because the guard is the reaper of its descendants (`prctl(2)`). When
+the service dies, the kernel tells the guard, so that nothing goes on without an owner. It parses nothing and reads no input. This is
+the level "limits": it bounds resources, it does not take away files or network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_NO_NEW_PRIVS = 38
+
+_LIMITS = {
+    "memory_bytes": resource.RLIMIT_AS,
+    "cpu_seconds": resource.RLIMIT_CPU,
+    "file_bytes": resource.RLIMIT_FSIZE,
+    "open_files": resource.RLIMIT_NOFILE,
+    "processes": resource.RLIMIT_NPROC,
+}
+_WATCHED = {signal.SIGTERM, signal.SIGCHLD}
+
+
+def limit_self(limits: Mapping[str, int]) -> None:
+    """Set this process's resource limits for good; keys as in `_LIMITS`. Core files are never written."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for name, wanted in limits.items():
+        _, hard = resource.getrlimit(_LIMITS[name])
+        value = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(_LIMITS[name], (value, value))
+
+
+def guard(work: Callable[[], int], parent: int) -> int:
+    """Run `work` in a forked worker and return its exit status: what it returned, or 128 + signal.
+
+    Args:
+        work: called in the worker; its return value is the exit status.
+        parent: process id of the service; when it is not our parent any more, everything ends.
+    """
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
+    worker = os.fork()
+    if worker == 0:
+        os._exit(_work(work, os.getppid()))
+    os.close(0)
+    os.close(1)
+    status = 128 + signal.SIGTERM
+    while os.getppid() == parent:
+        ended = _reap(worker)
+        if ended is not None:
+            status = ended
+            break
+        arrived = signal.sigtimedwait(_WATCHED, 1.0)
+        if arrived is not None and arrived.si_signo == signal.SIGTERM:
+            break
+    _kill_descendants()
+    return status
+
+
+def _work(work: Callable[[], int], guard_pid: int) -> int:
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
+    if os.getppid() != guard_pid:
+        return 128 + signal.SIGKILL
+    return work()
+
+
+def _reap(worker: int) -> int | None:
+    """Collect ended children; return the worker's exit status when it is among them."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return None
+            if pid == worker:
+                code = os.waitstatus_to_exitcode(status)
+                return code if code >= 0 else 128 - code
+    return None
+
+
+def _kill_descendants() -> None:
+    """Kill and collect all children until there are none: the children of a killed one become ours."""
+    while True:
+        for pid in _children(os.getpid()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return
+        time.sleep(0.005)
+
+
+def _children(parent: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                # "pid (name) state ppid …": the name may hold anything, so look behind its last bracket.
+                if int((entry / "stat").read_text("latin-1").rpartition(")")[2].split()[1]) == parent:
+                    found.append(int(entry.name))
+    return found
+
+
+def _prctl(option: int, value: int) -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(option, ctypes.c_ulong(value), 0, 0, 0)
