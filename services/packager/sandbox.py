@@ -16,6 +16,7 @@ import shutil
 import signal
 import stat
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ _STEPS = frozenset({"reading", "checking", "loading", "running", "writing", "rep
 _MAX_CONSOLE_BYTES = 64 * 1024
 _GRACE_S = 1.5
 _WATCH_S = 0.25
+_ABANDONED_S = 3600
 
 #: Called with the name of each step a child enters.
 OnStep = Callable[[str], None]
@@ -202,7 +204,7 @@ async def _read_console(stream: asyncio.StreamReader, on_step: OnStep) -> str:
 
 async def _watch(folder: Path, most: int) -> None:
     """Return when the folder holds more than it may."""
-    while await asyncio.to_thread(_used, folder) <= most:
+    while await asyncio.to_thread(_used, folder) <= most:  # noqa: ASYNC110 - a folder sends no events
         await asyncio.sleep(_WATCH_S)
 
 
@@ -231,7 +233,8 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 def _timed_out(seconds: float) -> NoReturn:
     raise ModelRejected(
         Reason.CHILD_TIMEOUT,
-        f"Examining the model took longer than {seconds:g} s and was stopped. Fix the input shapes to what the app uses, or make the model smaller.",
+        f"Examining the model took longer than {seconds:g} s and was stopped. "
+        "Declare the input shapes that the app uses, or make the model smaller.",
     )
 
 
@@ -254,8 +257,10 @@ def _remove(folder: Path) -> None:
     for _ in range(3):
         for place, folders, _files in os.walk(folder):
             for name in folders:
-                with contextlib.suppress(OSError):
-                    (Path(place) / name).chmod(0o700, follow_symlinks=False)
+                inner = Path(place) / name
+                if not inner.is_symlink():
+                    with contextlib.suppress(OSError):
+                        inner.chmod(0o700)
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
             return
@@ -267,7 +272,10 @@ def _clean_up(scratch: Path) -> None:
         try:
             lock = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
         except OSError:
-            # Another process is just making it, or just removing it.
+            # Another process is just making it, or just removing it; or one died in the middle of that, long ago.
+            with contextlib.suppress(OSError):
+                if folder.stat().st_mtime < time.time() - _ABANDONED_S:
+                    _remove(folder)
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
