@@ -171,9 +171,12 @@ def dtype_of(array: Any) -> str:
 
 def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
     """Write arrays as .npz: compressed, no pickles, the same bytes for the same arrays."""
-    with zipfile.ZipFile(path, "x", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
+    with zipfile.ZipFile(path, "x") as archive:
         for name, array in arrays.items():
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+            # An entry made by hand carries no time of day.
+            entry = zipfile.ZipInfo(f"{name}.npy")
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            with archive.open(entry, "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.ascontiguousarray(array) if array.ndim else array, allow_pickle=False)
 
 

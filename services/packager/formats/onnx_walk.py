@@ -316,5 +316,7 @@ def _dim(model: Gathered, start: int, end: int) -> Dim:
             dim = value if value > 0 else None
         elif number == 2 and kind == BYTES:
             symbol = model.text(a, b)
-            dim = symbol if 0 < len(symbol) <= 64 and symbol.isprintable() else None
+            # tf2onnx makes up a name per dimension that it does not know.
+            known = 0 < len(symbol) <= 64 and symbol.isprintable() and not symbol.startswith("unk__")
+            dim = symbol if known else None
     return dim

@@ -1,0 +1,197 @@
+"""The declaration of a version: what its owner uploaded and says of it. Pure. docs/topics.md has its fields.
+
+The registry has checked it at commit. It is read strictly here too, because everything in it ends up in a signed manifest.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from services.packager.answer import tensor_from_json
+from services.packager.domain import Tensor, is_plain_name
+from services.packager.errors import ModelRejected, Reason
+
+PARAM_TYPES = frozenset({"int", "float", "bool", "string", "int[]", "float[]", "string[]", "json", "file"})
+GOLDEN_FOLDER = "golden"
+
+MAX_VARIANTS = 32
+MAX_FILES = 1_000
+MAX_DECLARATION_BYTES = 4 * 2**20
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_VARIANT = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """An uploaded file: `path` inside the package, digest in lower-case hex, size in bytes, role `graph`, `graph-data` or `auxiliary`."""
+
+    path: str
+    sha256: str
+    size: int
+    role: str
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.rpartition("/")[2]
+
+    @property
+    def folder(self) -> str:
+        """The path without its last part; empty at the top."""
+        return self.path.rpartition("/")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One runnable form. `name` None: by content."""
+
+    name: str | None
+    graph: File
+    data: tuple[File, ...]
+
+    @property
+    def files(self) -> tuple[File, ...]:
+        """The graph, then its data files."""
+        return (self.graph, *self.data)
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """A whole declaration. `inputs` and `outputs` None: the model's own are taken. `params`, `requires`, `lineage` go on as they are."""
+
+    variants: tuple[Variant, ...]
+    files: tuple[File, ...]
+    params: dict[str, Any]
+    inputs: tuple[Tensor, ...] | None
+    outputs: tuple[Tensor, ...] | None
+    requires: dict[str, Any]
+    rtol: float | None
+    atol: float | None
+    lineage: dict[str, Any]
+
+
+def parse_declaration(raw: bytes) -> Declaration:
+    """Read a declaration. Raises `ModelRejected` with DECLARATION_INVALID that says what is wrong."""
+    if len(raw) > MAX_DECLARATION_BYTES:
+        _invalid("it is too large")
+    try:
+        body = json.loads(raw)
+        return _declaration(body)
+    except (RecursionError, TypeError, AttributeError, KeyError) as error:
+        _invalid(f"a field is missing or of the wrong kind ({error})")
+    except ValueError as error:
+        _invalid(str(error))
+
+
+def _declaration(body: dict[str, Any]) -> Declaration:
+    variants = tuple(_variant(entry) for entry in body["variants"])
+    files = tuple(_file(entry, "auxiliary") for entry in body.get("files") or ())
+    if not 0 < len(variants) <= MAX_VARIANTS:
+        raise ValueError(f"a version has 1 to {MAX_VARIANTS} variants")
+    names = [variant.name for variant in variants if variant.name is not None]
+    if len(set(names)) != len(names):
+        raise ValueError("two variants have the same name")
+    for variant in variants:
+        paths = [file.path for file in (*variant.files, *files)]
+        if len(set(paths)) != len(paths):
+            raise ValueError("two files of one variant have the same path")
+        if len(paths) > MAX_FILES:
+            raise ValueError(f"a variant has at most {MAX_FILES} files")
+        _check_params(body.get("params") or {}, set(paths))
+    golden = body.get("golden") or {}
+    return Declaration(
+        variants,
+        files,
+        dict(body.get("params") or {}),
+        _tensors(body.get("inputs"), "inputs"),
+        _tensors(body.get("outputs"), "outputs"),
+        _requires(body.get("requires") or {}),
+        _tolerance(golden.get("rtol")),
+        _tolerance(golden.get("atol")),
+        _lineage(body.get("lineage") or {}),
+    )
+
+
+def _variant(entry: dict[str, Any]) -> Variant:
+    name = entry.get("name")
+    if name is not None and (not isinstance(name, str) or _VARIANT.fullmatch(name) is None):
+        raise ValueError("a variant's name has 1 to 64 characters of a-z, 0-9, '.', '_' and '-'")
+    files = [_file(file, None) for file in entry["files"]]
+    graphs = [file for file in files if file.role == "graph"]
+    if not graphs:
+        unsaid = [file for file in files if not file.role]
+        graphs = unsaid if len(unsaid) == 1 else [file for file in unsaid if file.path.endswith((".onnx", ".tflite"))]
+    if len(graphs) != 1:
+        raise ValueError('each variant has exactly one file with the role "graph"')
+    graph = File(graphs[0].path, graphs[0].sha256, graphs[0].size, "graph")
+    data = tuple(File(file.path, file.sha256, file.size, "graph-data") for file in files if file is not graphs[0])
+    for file in data:
+        if file.folder != graph.folder or not is_plain_name(file.name):
+            raise ValueError(f'"{file.path}": a data file lies in the folder of its graph and has a plain name')
+    return Variant(name, graph, data)
+
+
+def _file(entry: dict[str, Any], role: str | None) -> File:
+    path, digest, size = entry["path"], entry["sha256"], entry["size"]
+    declared = entry.get("role")
+    parts = path.split("/")
+    if len(path) > 300 or len(parts) > 8 or not all(is_plain_name(part) for part in parts) or parts[0] == GOLDEN_FOLDER:
+        raise ValueError(f"{path!r:.80}: a path has plain names with '/' between them and does not start with {GOLDEN_FOLDER}/")
+    if not isinstance(digest, str) or _SHA256.fullmatch(digest) is None or type(size) is not int or size < 0:
+        raise ValueError(f"{path}: a file has a sha256 of 64 hex digits and a size in bytes")
+    if role is None and declared not in {None, "graph", "graph-data"}:
+        raise ValueError(f'{path}: the files of a variant have the role "graph" or "graph-data"')
+    return File(path, digest, size, role or declared or "")
+
+
+def _check_params(params: dict[str, Any], paths: set[str]) -> None:
+    for name, param in params.items():
+        if not isinstance(param, dict) or param.get("type") not in PARAM_TYPES or "value" not in param:
+            raise ValueError(f"parameter {name}: a type of {', '.join(sorted(PARAM_TYPES))} and a value are needed")
+        if param["type"] == "file" and param["value"] not in paths:
+            raise ValueError(f"parameter {name}: there is no file {param['value']!r:.100} in this version")
+
+
+def _tensors(entries: Any, what: str) -> tuple[Tensor, ...] | None:
+    if entries is None or entries == []:
+        return None
+    tensors = tuple(tensor_from_json(entry) for entry in entries)
+    if len({tensor.name for tensor in tensors}) != len(tensors):
+        raise ValueError(f"two {what} have the same name")
+    return tensors
+
+
+def _requires(requires: dict[str, Any]) -> dict[str, Any]:
+    for name, value in requires.items():
+        if name == "ram_mb":
+            good = type(value) is int and 0 < value < 2**24
+        elif name in {"abi", "accelerators"}:
+            good = isinstance(value, list) and all(isinstance(one, str) and 0 < len(one) <= 64 for one in value)
+        else:
+            good = False
+        if not good:
+            raise ValueError(f"requires: {name} is unknown or of the wrong type (ram_mb: number; abi, accelerators: lists of names)")
+    return dict(requires)
+
+
+def _tolerance(value: Any) -> float | None:
+    if value is None:
+        return None
+    if type(value) not in {int, float} or not 0 <= value <= 1e12:
+        raise ValueError("golden: rtol and atol are numbers that are not negative")
+    return float(value)
+
+
+def _lineage(lineage: dict[str, Any]) -> dict[str, Any]:
+    sources, steps = lineage.get("source_sha256") or [], lineage.get("steps") or []
+    if not all(isinstance(source, str) and _SHA256.fullmatch(source) for source in sources) or not isinstance(steps, list):
+        raise ValueError("lineage: source_sha256 is a list of digests, steps a list")
+    return {"source_sha256": list(sources), "steps": steps}
+
+
+def _invalid(why: str) -> NoReturn:
+    raise ModelRejected(Reason.DECLARATION_INVALID, f"The declaration cannot be used: {why}.")
