@@ -15,11 +15,11 @@ from enum import StrEnum
 from math import inf
 from typing import Any
 
-from services.deployer.bucketing import bucket, pick
+from services.deployer.bucketing import BUCKETS, murmur3, pick
 from services.deployer.compatibility import Check, Package, blocker, runs
 from services.deployer.index import Index, IndexRow, build, sum_bits
-from services.deployer.predicates import Facts, matches
-from services.deployer.rules import Rule, Rules, Target
+from services.deployer.predicates import Facts, Node, matches
+from services.deployer.rules import Rule, Rules, Split, Target
 
 
 class Reason(StrEnum):
@@ -90,6 +90,8 @@ class Refusal:
 
 #: A bound option, ready to be tried: (package, the answer if it runs), in order.
 _Ready = tuple[tuple[Package, Served], ...]
+#: A rule as `decide` reads it: predicate (None: the index is exact), salt and dot, first bucket left out, split, options.
+_Plan = tuple[Node | None, bytes | None, int, Split | None, tuple[_Ready, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,7 @@ class Bound:
     compiled: Compiled
     options: tuple[tuple[Option, ...], ...]
     default: Option | None
-    ready: tuple[tuple[_Ready, ...], ...]
+    plans: tuple[_Plan, ...]
     ready_default: _Ready | None
     revision: int
     identity: str
@@ -159,9 +161,14 @@ def bind(compiled: Compiled, catalogue: Catalogue, *, collection: str, revision:
     """Bind rules to the catalogue. `content` is a digest of the revision's document. The result is not open yet: call `at`."""
     options = tuple(tuple(bind_target(target, catalogue) for target in rule.options) for rule in compiled.rules.rules)
     default = None if compiled.rules.default is None else bind_target(compiled.rules.default, catalogue)
-    ready = tuple(
-        tuple(_ready(option, Reason.TARGETING_MATCH if rule.split is None else Reason.SPLIT, rule.id) for option in bound)
-        for rule, bound in zip(compiled.rules.rules, options, strict=True)
+    plans = tuple(
+        _plan(
+            place,
+            rule,
+            tuple(_ready(option, Reason.TARGETING_MATCH if rule.split is None else Reason.SPLIT, rule.id) for option in bound),
+            compiled.index.checked,
+        )
+        for place, (rule, bound) in enumerate(zip(compiled.rules.rules, options, strict=True))
     )
     bound_to = [
         [option.version, [package.digest for package in option.packages], option.missing.condition if option.missing else None]
@@ -173,7 +180,7 @@ def bind(compiled: Compiled, catalogue: Catalogue, *, collection: str, revision:
         compiled=compiled,
         options=options,
         default=default,
-        ready=ready,
+        plans=plans,
         ready_default=None if default is None else _ready(default, Reason.DEFAULT, None),
         revision=revision,
         identity=identity,
@@ -216,19 +223,21 @@ def decide(bound: Bound, facts: Facts, install_id: str) -> Served | Refusal:
         if not candidates:
             break
     tried: list[tuple[int, int]] = []
-    rules = bound.compiled.rules.rules
-    checked = bound.compiled.index.checked
+    install = install_id.encode("utf-8", "surrogatepass")
     while candidates:
         lowest = candidates & -candidates
-        place = lowest.bit_length() - 1
-        rule = rules[place]
-        if (place not in checked or matches(rule.when, facts)) and _included(rule, install_id):
-            arm = 0 if rule.split is None else pick(rule.split.salt, install_id, rule.split.running)
-            for package, served in bound.ready[place][arm]:
-                if runs(package, facts):
-                    return served
-            tried.append((place, arm))
         candidates ^= lowest
+        place = lowest.bit_length() - 1
+        when, salt, limit, split, arms = bound.plans[place]
+        if when is not None and not matches(when, facts):
+            continue
+        if salt is not None and (murmur3(salt + install) * BUCKETS) >> 32 >= limit:
+            continue
+        arm = 0 if split is None else pick(split.salt, install_id, split.running)
+        for package, served in arms[arm]:
+            if runs(package, facts):
+                return served
+        tried.append((place, arm))
     if bound.ready_default is not None:
         for package, served in bound.ready_default:
             if runs(package, facts):
@@ -236,9 +245,11 @@ def decide(bound: Bound, facts: Facts, install_id: str) -> Served | Refusal:
     return _refusal(bound, facts, tried)
 
 
-def _included(rule: Rule, install_id: str) -> bool:
-    rollout = rule.rollout
-    return rollout is None or bucket(rollout.salt, install_id) < rollout.threshold
+def _plan(place: int, rule: Rule, arms: tuple[_Ready, ...], checked: frozenset[int]) -> _Plan:
+    when = rule.when if place in checked else None
+    if rule.rollout is None:
+        return when, None, 0, rule.split, arms
+    return when, f"{rule.rollout.salt}.".encode("utf-8", "surrogatepass"), rule.rollout.threshold, rule.split, arms
 
 
 def _ready(option: Option, reason: Reason, rule_id: str | None) -> _Ready:

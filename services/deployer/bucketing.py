@@ -6,7 +6,7 @@ Pure. The arithmetic is in integers only, so that every language gets the same a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import mmh3
@@ -14,10 +14,13 @@ import mmh3
 #: Points of a rollout: a percentage can be set in steps of a thousandth.
 BUCKETS = 100_000
 
+#: murmur3_x86_32 with seed 0 of some bytes, unsigned.
+murmur3: Callable[[bytes], int] = mmh3.mmh3_32_uintdigest
+
 
 def point(salt: str, install_id: str) -> int:
     """Return murmur3_x86_32 (seed 0) of the UTF-8 text `salt.install_id`, unsigned 32 bit. The salt decides who is near whom."""
-    return mmh3.mmh3_32_uintdigest(f"{salt}.{install_id}".encode("utf-8", "surrogatepass"))
+    return murmur3(f"{salt}.{install_id}".encode("utf-8", "surrogatepass"))
 
 
 def bucket(salt: str, install_id: str) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -80,6 +80,10 @@ class Package:
     abi: tuple[str, ...] = ()
     ram_mb: float | None = None
     accelerators: frozenset[str] = frozenset()
+    demanding: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "demanding", bool(self.abi or self.accelerators or self.ram_mb is not None))
 
 
 class Check(NamedTuple):
@@ -147,9 +151,23 @@ def runs(package: Package, facts: Facts) -> bool:
             break
     else:
         return False
-    if package.ram_mb is None and not package.abi and not package.accelerators:
-        return True
-    return all(check.result is not False for check in _device_checks(package, facts))
+    return not package.demanding or _device_has(package, facts["device"])
+
+
+def _device_has(package: Package, device: Mapping[str, Any]) -> bool:
+    if package.ram_mb is not None:
+        ram = device.get("ram_mb")
+        if (type(ram) is int or type(ram) is float) and ram < package.ram_mb:
+            return False
+    if package.abi:
+        abi = device.get("abi")
+        if type(abi) is str and abi not in package.abi:
+            return False
+    if package.accelerators:
+        has = device.get("accelerators")
+        if type(has) is list:
+            return package.accelerators <= {item for item in has if type(item) is str}
+    return True
 
 
 def _runtime_loads(package: Package, runtime: Mapping[str, Any]) -> bool:
