@@ -55,6 +55,8 @@ TABLE: Mapping[str, Route] = {route.prefix: route for route in ROUTES}
 def route_of(path: str) -> Route | None:
     """Return the route of a path, or None. Prefixes end at a segment: `/v1/modelsx` is not below `/v1/models`."""
     parts = path.split("/", 4)
+    if len(parts) < 2:
+        return None
     if len(parts) > 3 and parts[2] == "device":
         return TABLE.get("/".join(parts[:4]))
     if parts[1] == "blobs":
