@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 from kit.logs import configure_logging
@@ -38,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         "--internal-port", type=int, help="port of /metrics and probes, 0 picks a free one (LATEBIND_INTERNAL_PORT, default 8081)"
     )
     parser.add_argument("--data-dir", type=Path, help="folder of the embedded stores (LATEBIND_DATA_DIR, default ./data)")
+    parser.add_argument("--ready-file", type=Path, help="write addresses and process id there as JSON once the server answers")
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"], help="LATEBIND_LOG_LEVEL, default info")
     return parser
 
@@ -56,7 +59,13 @@ def main(arguments: list[str] | None = None) -> int:
         asyncio.run(migrate_all(settings, given.service or SERVICES))
         return 0
     services = {"all": SERVICES, "gateway": ()}.get(given.part, (given.part,))
-    work = run(settings, services=services, with_gateway=given.part in {"all", "gateway"}, only=given.only or "all", on_started=_announce)
+    work = run(
+        settings,
+        services=services,
+        with_gateway=given.part in {"all", "gateway"},
+        only=given.only or "all",
+        on_started=partial(_announce, ready_file=given.ready_file),
+    )
     try:
         with asyncio.Runner(loop_factory=default_loop_factory()) as runner:
             runner.run(work)
@@ -66,15 +75,15 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _announce(started: Started) -> None:
+def _announce(started: Started, ready_file: Path | None) -> None:
     """Tell people where it is; the operator key is shown this once."""
     lines = [f"Latebind serves {started.url}  (API: {started.url}/docs, metrics: {started.internal_url}/metrics)"]
     if started.operator_key:
         lines.append(f"Operator key, shown once and kept in {started.operator_key_file} (mode 0600): {started.operator_key}")
     sys.stderr.write("\n".join(lines) + "\n")
     sys.stderr.flush()
-    if os.environ.get("LATEBIND_READY_FILE"):
-        Path(os.environ["LATEBIND_READY_FILE"]).write_text(started.url + "\n")
+    if ready_file is not None:
+        ready_file.write_text(json.dumps({"url": started.url, "internal_url": started.internal_url, "pid": os.getpid()}) + "\n")
 
 
 if __name__ == "__main__":
