@@ -53,8 +53,9 @@ class Refusal:
 class CollectionState:
     """Everything that is remembered.
 
-    `current` runs, `previous` is kept to return to, `assigned` is what the server wants (a digest). `proved` is false from a switch until the package has
-    answered once; `starts` counts the process starts in between. `tested_on` is the engine and system on which the golden test passed.
+    `current` runs, `previous` is kept to return to, `assigned` is what the server wants (a digest). `proved` is false from a switch until
+    the package has answered once; `starts` counts the process starts in between. `tested_on` is the engine and system on which the golden
+    test passed.
     """
 
     current: PackageRef | None = None
