@@ -79,7 +79,9 @@ def parse_declaration(raw: bytes) -> Declaration:
     if len(raw) > MAX_DECLARATION_BYTES:
         _invalid("it is too large")
     try:
-        body = json.loads(raw)
+        body = json.loads(raw, parse_constant=_no_constant)
+        # Escapes can make text that no encoding has; it would fail only when the manifest is written.
+        json.dumps(body, ensure_ascii=False).encode()
         return _declaration(body)
     except (RecursionError, TypeError, AttributeError, KeyError) as error:
         _invalid(f"a field is missing or of the wrong kind ({error})")
@@ -191,6 +193,10 @@ def _lineage(lineage: dict[str, Any]) -> dict[str, Any]:
     if not all(isinstance(source, str) and _SHA256.fullmatch(source) for source in sources) or not isinstance(steps, list):
         raise ValueError("lineage: source_sha256 is a list of digests, steps a list")
     return {"source_sha256": list(sources), "steps": steps}
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _invalid(why: str) -> NoReturn:

@@ -59,7 +59,7 @@ def check_variants(names: list[str], answers: list[Answer]) -> None:
 
 
 def build_manifest(
-    identity: Identity, declaration: Declaration, variant: Variant, answer: Answer, golden_input: File, golden_output: File
+    identity: Identity, declaration: Declaration, variant: Variant, answer: Answer, *, golden_input: File, golden_output: File
 ) -> Manifest:
     """Build the manifest (version 1) of one variant.
 

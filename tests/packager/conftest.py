@@ -1,0 +1,45 @@
+"""Children for tests: a sandbox in a temporary folder, and one call that examines a model as the service does."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.packager.answer import Answer, inspection
+from services.packager.sandbox import Limits, Sandbox, open_sandbox
+
+
+@pytest.fixture
+async def sandbox(tmp_path: Path) -> AsyncIterator[Sandbox]:
+    async with open_sandbox(tmp_path / "scratch", Limits(seconds=60)) as opened:
+        yield opened
+
+
+class Examiner:
+    """Examines models in real children. `steps` holds the steps of the last one, `golden` its golden files."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self.sandbox = sandbox
+        self.steps: list[str] = []
+        self.golden: tuple[bytes, bytes] = (b"", b"")
+
+    async def __call__(self, graph: bytes, *, data: Mapping[str, bytes] | None = None, **job: Any) -> Answer:
+        self.steps = []
+        async with self.sandbox.workspace() as workspace:
+            workspace.path("0").write_bytes(graph)
+            places = {}
+            for index, (name, body) in enumerate((data or {}).items(), 1):
+                workspace.path(str(index)).write_bytes(body)
+                places[name] = f"in/{index}"
+            whole = {"task": "inspect", "graph": "in/0", "data": places, "inputs": None, "outputs": None, "seconds": 30, **job}
+            answer = inspection(await self.sandbox.run(workspace, whole, self.steps.append))
+            self.golden = tuple(workspace.take(name, name, 2**28).read_bytes() for name in ("input.npz", "output.npz"))  # type: ignore[assignment]
+            return answer
+
+
+@pytest.fixture
+def examine(sandbox: Sandbox) -> Examiner:
+    return Examiner(sandbox)
