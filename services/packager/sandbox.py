@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -84,10 +85,11 @@ class Workspace:
             raise ModelRejected(
                 Reason.CHILD_ANSWER_INVALID, "The process that examined the model did not leave the golden files."
             ) from error
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            os.close(handle)
+            raise ModelRejected(Reason.CHILD_ANSWER_INVALID, "A golden file is not a plain file.")
         with os.fdopen(handle, "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-                raise ModelRejected(Reason.CHILD_ANSWER_INVALID, "A golden file is not a plain file.")
             if status.st_size > max_bytes:
                 raise ModelRejected(
                     Reason.CHILD_OUTPUT_TOO_LARGE, f"A golden file has {status.st_size} bytes; at most {max_bytes} are kept."
@@ -140,10 +142,8 @@ class Sandbox:
                 _timed_out(self.limits.seconds)
             answer, status, console = task.result()
         finally:
-            watch.cancel()
-            task.cancel()
-            await asyncio.shield(_end(process))
-            await asyncio.gather(task, watch, return_exceptions=True)
+            # Shielded: a second cancellation must not leave the child alone.
+            await asyncio.shield(asyncio.ensure_future(_end(process, task, watch)))
         if status != 0:
             _died(status, self.limits.seconds, console)
         return answer
@@ -209,25 +209,48 @@ async def _watch(folder: Path, most: int) -> None:
 
 
 def _used(folder: Path) -> int:
+    """Add up the disk blocks below a folder. Nesting deeper than any path can be counts as endless."""
     total = 0
-    for place, _, files in os.walk(folder):
+    rest = [str(folder)]
+    while rest:
         total += 4096
-        for name in files:
-            with contextlib.suppress(OSError):
-                total += max(4096, os.lstat(os.path.join(place, name)).st_blocks * 512)  # noqa: PTH118 - hot loop over plain strings
+        try:
+            with os.scandir(rest.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        rest.append(entry.path)
+                    else:
+                        total += max(4096, entry.stat(follow_symlinks=False).st_blocks * 512)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return sys.maxsize
     return total
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def _end(process: asyncio.subprocess.Process, *tasks: asyncio.Future[Any]) -> None:
     """Make sure that the child and all it started are gone: ask the guard, then kill what is left of the session."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGCONT)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(process.wait(), _GRACE_S)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    await process.wait()
+    if process.returncode is None or process.returncode < 0:
+        # The guard did not end by itself, so it has cleaned up nothing.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+    # The pipes close when they are read to their end.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_GRACE_S):
+            for stream in (process.stdout, process.stderr):
+                while stream is not None and await stream.read(65_536):
+                    pass
 
 
 def _timed_out(seconds: float) -> NoReturn:
@@ -253,17 +276,31 @@ def _died(status: int, seconds: float, console: str) -> NoReturn:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder whatever its permissions are; a name that a child is still making is met by trying again."""
-    for _ in range(3):
-        for place, folders, _files in os.walk(folder):
-            for name in folders:
-                inner = Path(place) / name
-                if not inner.is_symlink():
-                    with contextlib.suppress(OSError):
-                        inner.chmod(0o700)
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            return
+    """Remove a folder whatever its permissions, however deep: inner folders are moved up first, so no path grows beyond the limit."""
+    moved = 0
+    while entries := _entries(folder):
+        for entry in entries:
+            if not entry.is_dir(follow_symlinks=False):
+                Path(entry.path).unlink(missing_ok=True)
+                continue
+            Path(entry.path).chmod(0o700)
+            for inner in _entries(Path(entry.path)):
+                if inner.is_dir(follow_symlinks=False):
+                    moved += 1
+                    Path(inner.path).rename(folder / f"{secrets.token_hex(8)}-{moved}")
+                else:
+                    Path(inner.path).unlink(missing_ok=True)
+            Path(entry.path).rmdir()
+    with contextlib.suppress(FileNotFoundError):
+        folder.rmdir()
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except FileNotFoundError:
+        return []
 
 
 def _clean_up(scratch: Path) -> None:
