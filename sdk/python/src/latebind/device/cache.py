@@ -18,13 +18,15 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from latebind._files import disk_errors, read_json, remove, sha256_of, write_json, write_whole, xxh3_of, xxh3_of_file
+from latebind._transport import Stream
 from latebind.device.clock import Clock
-from latebind.device.download import BlobSource, DownloadLimits, download, sweep_partials
+from latebind.device.download import DownloadLimits, download, sweep_partials
 from latebind.device.manifest import Manifest, PackageFile
 from latebind.device.verify import Trust, verify_package
 from latebind.errors import CacheDamaged, DiskFull
@@ -36,7 +38,9 @@ UNSEALED_GRACE_S = 86_400.0
 class PackageSource(Protocol):
     """Where packages come from: `DeviceApi`."""
 
-    blob: BlobSource
+    def blob(self, sha256: str, *, offset: int, timeout_s: float) -> AbstractContextManager[Stream]:
+        """Open a stream of a blob."""
+        ...
 
     def manifest(self, digest: str) -> bytes:
         """The manifest as signed."""
@@ -188,6 +192,10 @@ class PackageCache:
                 remove(self._folder(digest) / "seal.json")
                 remove(path)
                 raise CacheDamaged(f"{file.path!r} of {manifest.model_id} version {manifest.version} is not the file that was installed")
+
+    def distrust(self, digest: str) -> None:
+        """Take a package's seal away: it counts as installed again only after every file has been hashed."""
+        remove(self._folder(digest) / "seal.json")
 
     def lease(self, digest: str, user: object) -> None:
         """Spare a package from eviction for as long as `user` lives."""

@@ -150,18 +150,22 @@ def _receive(
     watch = _RateWatch(clock, limits)
     with source(sha256, offset=have, timeout_s=limits.silence_s) as stream:
         position = _start_of(stream, have)
-        for piece in stream.pieces():
-            received += len(piece)
-            watch.count(len(piece))
-            fresh = piece[max(have - position, 0) :]
-            position += len(piece)
-            if position > size:
-                raise VerificationFailed("a file is longer than what was signed", code="LENGTH_MISMATCH")
+        try:
+            for piece in stream.pieces():
+                received += len(piece)
+                watch.count(len(piece))
+                fresh = piece[max(have - position, 0) :]
+                position += len(piece)
+                if position > size:
+                    raise VerificationFailed("a file is longer than what was signed", code="LENGTH_MISMATCH")
+                with disk_errors(path):
+                    file.write(fresh)
+                hasher.update(fresh)
+        except ServerUnreachable as error:
+            raise DownloadFailed(f"the download broke off after {position} of {size} bytes: {error}") from error
+        finally:
             with disk_errors(path):
-                file.write(fresh)
-            hasher.update(fresh)
-        with disk_errors(path):
-            file.flush()
+                file.flush()
     if position < size:
         raise DownloadFailed(f"the connection ended after {position} of {size} bytes; the next try goes on from there")
     return received
@@ -192,5 +196,5 @@ class _RateWatch:
         if passed < self._limits.window_s:
             return
         if self._bytes < self._limits.minimum_rate * passed:
-            raise ServerUnreachable(f"the download crawls at {self._bytes / passed:.0f} bytes per second", code="DOWNLOAD_TOO_SLOW")
+            raise DownloadFailed(f"the download crawls at {self._bytes / passed:.0f} bytes per second", code="DOWNLOAD_TOO_SLOW")
         self._since, self._bytes = self._clock.monotonic(), 0

@@ -72,11 +72,19 @@ def load_model(package: InstalledPackage, *, collection: str, engines: Mapping[s
 def run_golden_test(model: LoadedModel) -> None:
     """Run the model on the golden input and compare, as `numpy.allclose` does, with the outputs that the packager stored.
 
-    A package without golden files passes. Raises GoldenTestFailed.
+    A package without golden files passes. A model that fails is closed. Raises GoldenTestFailed, CacheDamaged.
     """
     golden = model.package.manifest.golden
     if golden is None:
         return
+    try:
+        _run_golden(model, golden)
+    except BaseException:
+        model.close()
+        raise
+
+
+def _run_golden(model: LoadedModel, golden: Golden) -> None:
     what = f"{model.info.model_id} version {model.info.version} ({model.info.variant})"
     inputs, expected = (_read_arrays(model, path) for path in (golden.input, golden.output))
     try:

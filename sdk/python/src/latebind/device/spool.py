@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from latebind._files import disk_errors, read_json, remove, sync_folder, write_whole
-from latebind.errors import DiskFull
+from latebind.errors import Closed, DiskFull
 
 _CRC = struct.Struct("<I")
 _REST = struct.Struct("<IIQ")
@@ -80,6 +80,7 @@ class Spool:
                 # A record may have been written and the cursor not: then the record knows better what has been reported.
                 self._reported = max([self._reported, *(record.reported for record in _read_segment(path, number, 0))])
         self._descriptor: int | None = None
+        self._closed = False
         _adopt_orphans(folder, self)
 
     @property
@@ -103,6 +104,8 @@ class Spool:
         if len(payload) > MAX_RECORD_BYTES or size > self._max_bytes:
             raise ValueError(f"a record of {len(payload)} bytes does not fit into a buffer of {self._max_bytes}")
         with self._lock:
+            if self._closed:
+                raise Closed("the buffer is closed")
             while self._segments and self.size + size > self._max_bytes:
                 self._drop_oldest()
             reported = self._reported + reports_dropped
@@ -147,6 +150,7 @@ class Spool:
     def close(self) -> None:
         """Close the files and let another process take this part over."""
         with self._lock:
+            self._closed = True
             self._close_segment()
             self._held.close()
 

@@ -101,6 +101,10 @@ class CollectionState:
         previous = self.current if self.current is not None and self.proved else self.previous
         return replace(self, current=to, previous=previous, proved=False, starts=0, tested_on=tested_on)
 
+    def tested(self, digest: str, machine: str) -> CollectionState:
+        """The golden test of the current package passed on this engine and system."""
+        return replace(self, tested_on=machine) if self.current is not None and self.current.digest == digest else self
+
     def proven(self, digest: str) -> CollectionState:
         """The current package has answered."""
         if self.current is None or self.current.digest != digest or self.proved:

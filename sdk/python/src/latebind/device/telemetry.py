@@ -93,6 +93,15 @@ class SampleRing:
         self.source = source
         self._telemetry = telemetry
 
+    def record(self, start: int, end: int) -> None:
+        """Fill the next slot. The caller holds `lock`. (`Handle.run` has the same lines in place: it runs for every inference.)"""
+        index = self.count
+        self.starts[index] = start
+        self.ends[index] = end
+        self.count = index + 1
+        if index >= self.last:
+            self.fold()
+
     def fold(self) -> None:
         """Hand the filled slots over and begin anew. The caller holds `lock`."""
         count = self.count
@@ -205,7 +214,9 @@ class Telemetry:
         When the disk is full they are counted as dropped; the next batch tells the server.
         """
         with self._flush_lock:
-            for ring in list(self._rings):
+            with self._lock:
+                rings = list(self._rings)
+            for ring in rings:
                 with ring.lock:
                     ring.fold()
             with self._lock:
