@@ -5,12 +5,25 @@ SQL keeps to what ClickHouse 18.16 and chDB 26 both understand (docs/adr). Table
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-#: One batch: column name -> values (list, numpy array or pyarrow array), all of one length.
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """A text column with few different values: row i holds `values[codes[i]]`; `codes` is an int32 numpy array."""
+
+    values: Sequence[str]
+    codes: Any
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+
+#: One batch: column name -> values (list, numpy array, pyarrow array or `Coded`), all of one length.
 Columns = Mapping[str, Any]
 
 
@@ -62,4 +75,4 @@ async def open_olap(url: str) -> AsyncIterator[ColumnStore]:
     raise ValueError(f"no column store adapter for {scheme!r}: use one of {', '.join(SCHEMES)}")
 
 
-__all__ = ["SCHEMES", "ColumnStore", "Columns", "open_olap", "row_count"]
+__all__ = ["SCHEMES", "Coded", "ColumnStore", "Columns", "open_olap", "row_count"]
