@@ -151,15 +151,17 @@ def _text(value: Any) -> Text:
         return value
     if value is None:
         return Text("–", style="dim")
+    return Text(_plain(value))
+
+
+def _plain(value: Any) -> str:
     if isinstance(value, bool):
-        return Text("yes" if value else "no")
+        return "yes" if value else "no"
     if isinstance(value, float):
-        return Text(f"{value:.3f}".rstrip("0").rstrip("."))
+        return f"{value:.3f}".rstrip("0").rstrip(".")
     if isinstance(value, list | tuple):
-        return Text(", ".join(str(one) for one in value))
-    if isinstance(value, dict):
-        return Text(json.dumps(value, ensure_ascii=False))
-    return Text(str(value))
+        return ", ".join(str(one) for one in value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
 
 
 def size_text(size: int | float | None) -> str:
