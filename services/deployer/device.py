@@ -1,0 +1,173 @@
+"""What devices call: resolve and update states, as plain ASGI. It reads the request, makes one call and writes the answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from structlog import get_logger
+
+from kit import http
+from kit.clock import Clock
+from kit.context import request_id
+from kit.errors import Internal, MethodNotAllowed, NotFound, Problem
+from kit.eventlog import EventLog
+from kit.identity import COUNTRY_HEADER, PRINCIPAL_HEADER, REQUEST_ID_HEADER, Access, Kind, Principal, PrincipalSeal, authorize
+from kit.web import RawOperation
+from services.deployer import events
+from services.deployer.errors import ReportInvalid
+from services.deployer.reports import ReportProblem, read_report
+from services.deployer.resolver import Resolver
+
+log = get_logger(__name__)
+
+MAX_CONTEXT_BYTES = 64 << 10
+MAX_REPORT_BYTES = 256 << 10
+
+_RESOLVE_START = "/v1/device/collections/"
+_RESOLVE_END = ":resolve"
+_EVENTS = "/v1/device/events"
+
+_HEADERS = {
+    PRINCIPAL_HEADER: "principal",
+    COUNTRY_HEADER: "country",
+    b"if-none-match": "etag",
+    b"latebind-nonce": "nonce",
+}
+
+_CONTEXT_SCHEMA = {
+    "type": "object",
+    "required": ["install_id"],
+    "properties": {
+        "install_id": {"type": "string"},
+        "app": {"type": "object"},
+        "sdk": {"type": "object"},
+        "device": {"type": "object"},
+        "os": {"type": "object"},
+        "locale": {"type": "string"},
+        "country": {"type": "string"},
+        "groups": {"type": "array", "items": {"type": "string"}},
+        "runtimes": {"type": "array", "items": {"type": "object"}},
+        "attributes": {"type": "object"},
+        "installed": {"type": "array", "items": {"type": "object"}},
+    },
+}
+
+
+def _header(name: str, text: str) -> dict[str, Any]:
+    return {"name": name, "in": "header", "required": False, "description": text, "schema": {"type": "string"}}
+
+
+RAW_OPERATIONS = (
+    RawOperation(
+        method="post",
+        path="/v1/device/collections/{collection}:resolve",
+        access=Access.DEVICE,
+        operation_id="resolve",
+        summary="Ask which package this device runs",
+        tag="devices",
+        document={
+            "parameters": [
+                {"name": "collection", "in": "path", "required": True, "schema": {"type": "string"}},
+                _header("If-None-Match", "ETag of the last answer"),
+                _header("Latebind-Nonce", "16 to 64 printable ASCII characters, new for each request; copied into the assignment"),
+            ],
+            "requestBody": {"required": True, "content": {"application/json": {"schema": _CONTEXT_SCHEMA}}},
+            "responses": {
+                "200": {
+                    "description": "The package, with a signed assignment",
+                    "content": {"application/json": {"schema": {"type": "object"}}},
+                },
+                "304": {"description": "Keep what you have"},
+            },
+        },
+    ),
+    RawOperation(
+        method="post",
+        path=_EVENTS,
+        access=Access.DEVICE,
+        operation_id="report_events",
+        summary="Report what became of assignments",
+        tag="devices",
+        document={
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "application/json": {
+                        "schema": {
+                            "type": "object",
+                            "required": ["events"],
+                            "properties": {"events": {"type": "array", "items": {"type": "object"}}},
+                        }
+                    }
+                },
+            },
+            "responses": {"202": {"description": "The event log has them"}},
+        },
+    ),
+)
+
+
+class DeviceApp:
+    """The ASGI application for everything below `/v1/device/`."""
+
+    def __init__(self, resolver: Resolver, *, eventlog: EventLog, seal: PrincipalSeal, clock: Clock) -> None:
+        self._resolver, self._eventlog, self._seal, self._clock = resolver, eventlog, seal, clock
+
+    async def __call__(self, scope: http.Scope, receive: http.Receive, send: http.Send) -> None:
+        """Answer one request."""
+        try:
+            status, body, headers = await self._answer(scope, receive)
+        except http.ClientGone:
+            return
+        except Problem as problem:
+            request_id.set((http.header(scope, REQUEST_ID_HEADER) or b"").decode("ascii", "replace"))
+            await http.send_problem(send, problem)
+            return
+        except Exception:
+            log.exception("device request failed", path=scope["path"])
+            await http.send_problem(send, Internal("a fault of ours; the server's log has it under this request id"))
+            return
+        if status != 304:
+            headers.append((b"content-length", b"%d" % len(body)))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _answer(self, scope: http.Scope, receive: http.Receive) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
+        path: str = scope["path"]
+        sent: dict[str, bytes] = {}
+        for name, value in scope["headers"]:
+            if name in _HEADERS:
+                sent.setdefault(_HEADERS[name], value)
+        caller = self._seal.open(sent.get("principal"))
+        if caller.kind is not Kind.DEVICE or caller.account is None:
+            authorize(caller, Access.DEVICE)
+        resolves = path.startswith(_RESOLVE_START) and path.endswith(_RESOLVE_END)
+        if not resolves and path != _EVENTS:
+            raise NotFound("there is nothing at this path")
+        if scope["method"] != "POST":
+            raise MethodNotAllowed("this path takes POST only")
+        if not resolves:
+            return await self._report(caller, await http.read_body(scope, receive, max_bytes=MAX_REPORT_BYTES))
+        body = await http.read_body(scope, receive, max_bytes=MAX_CONTEXT_BYTES)
+        return await self._resolver.resolve(
+            caller.tenant,
+            caller.id,
+            path[len(_RESOLVE_START) : -len(_RESOLVE_END)],
+            body=body,
+            country=sent.get("country"),
+            etag=sent.get("etag"),
+            nonce=sent.get("nonce"),
+        )
+
+    async def _report(self, caller: Principal, body: bytes) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
+        try:
+            http.check_json_depth(body)
+            count, report = read_report(body)
+        except ReportProblem as problem:
+            raise ReportInvalid(f"the update states cannot be read: {problem}") from problem
+        except Problem as problem:
+            raise ReportInvalid(problem.detail) from problem
+        if count:
+            message = events.device_reported(caller.tenant, caller.id, report, self._clock.now())
+            await self._eventlog.append(events.DEVICE_REPORTED, [message])
+        return 202, b'{"accepted":%d}' % count, [(b"content-type", b"application/json")]

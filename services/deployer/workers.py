@@ -1,0 +1,77 @@
+"""The deployer's work beside answering: what memory holds, what the log brings, what is written in bulk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kit.clock import Clock
+from kit.eventlog import EventLog
+from kit.metrics import Metrics
+from kit.workers import Periodic, Stop, Worker, consume
+from services.deployer import events
+from services.deployer.fleet import FleetService
+from services.deployer.loader import CONSUMER, Loader
+from services.deployer.resolver import Resolver
+from services.deployer.snapshot import Snapshot
+
+DEVICES = "deployer-devices"
+_LINGER_S = 0.2
+_CLEAN_UP_S = 3600.0
+
+
+class SnapshotWorker(Worker):
+    """Loads the rules at the start, then looks for what other processes changed."""
+
+    name = "deployer-snapshot"
+
+    def __init__(self, loader: Loader, snapshot: Snapshot, resolver: Resolver, clock: Clock, every_s: float) -> None:
+        self._loader, self._snapshot, self._resolver, self._clock, self._every_s = loader, snapshot, resolver, clock, every_s
+
+    def problem(self) -> str | None:
+        """Say that the rules are not loaded yet."""
+        return None if self._snapshot.complete else "the rules are still being loaded"
+
+    async def run(self, stop: Stop) -> None:
+        """Load, then look again and again. An error is a crash: what is in memory stays."""
+        newest = await self._loader.newest_decision_at()
+        if newest is not None:
+            self._resolver.count_from(int(newest.timestamp() * 1_000_000) + 1_000)
+        await self._loader.look()
+        while await stop.sleep(self._clock, self._every_s):
+            await self._loader.look()
+
+
+class SightingsWorker(Periodic):
+    """Writes who polled, every few seconds and once more at the stop."""
+
+    def __init__(self, fleet: FleetService, every_s: float, clock: Clock) -> None:
+        super().__init__("deployer-last-seen", every_s, fleet.write_sightings, clock=clock)
+        self._fleet = fleet
+
+    async def run(self, stop: Stop) -> None:
+        """Write until the stop, then what is left."""
+        await super().run(stop)
+        await self._fleet.write_sightings()
+
+
+def beside_api(
+    loader: Loader,
+    fleet: FleetService,
+    resolver: Resolver,
+    snapshot: Snapshot,
+    *,
+    clock: Clock,
+    look_every_s: float,
+    last_seen_every_s: float,
+) -> Sequence[Worker]:
+    """Return what runs in every process that answers devices."""
+    return (SnapshotWorker(loader, snapshot, resolver, clock, look_every_s), SightingsWorker(fleet, last_seen_every_s, clock))
+
+
+def background(loader: Loader, fleet: FleetService, *, eventlog: EventLog, clock: Clock, metrics: Metrics) -> Sequence[Worker]:
+    """Return what runs once or more anywhere."""
+    return (
+        consume(eventlog, CONSUMER, events.CATALOGUE_TOPICS, loader.apply, max_records=100, clock=clock, metrics=metrics),
+        consume(eventlog, DEVICES, events.DEVICE_TOPICS, fleet.keep, max_records=1_000, linger_s=_LINGER_S, clock=clock, metrics=metrics),
+        Periodic("deployer-clean-up", _CLEAN_UP_S, fleet.forget, clock=clock),
+    )
