@@ -189,17 +189,13 @@ class Handle:
                 return
             self._active = _Active(model, self._telemetry, self._lock, is_new=not returned)
             self._info = model.info
-            spare, self._fallback = self._fallback, None
-            if old.is_new or returned:
-                # What has never answered is nothing to return to; what was kept before it still is.
-                old.close()
-                if spare is not None and not returned:
-                    self._fallback, spare = spare, None
-            else:
-                old.ring.fold()
-                self._fallback = old
-            if spare is not None:
-                spare.close()
+            old.ring.fold()
+            # The one to return to: what was kept, as long as what ran has not answered; else what ran. After a return there is none.
+            kept = self._fallback if old.is_new and self._fallback is not None else old
+            for entry in (old, self._fallback):
+                if entry is not None and (returned or entry is not kept):
+                    entry.close()
+            self._fallback = None if returned else kept
         self._tell(Update(kind, model.info, old.info))
 
     def _prove(self, active: _Active) -> None:

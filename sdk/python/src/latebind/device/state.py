@@ -95,10 +95,10 @@ class CollectionState:
         )
 
     def switched(self, to: PackageRef, *, tested_on: str) -> CollectionState:
-        """A new package takes over; the one that ran becomes the one to return to."""
+        """A new package takes over. The one that ran becomes the one to return to, unless it has not answered and there is a better one."""
         if self.current is not None and self.current.digest == to.digest:
             return replace(self, current=to, tested_on=tested_on)
-        previous = self.current if self.current is not None and self.proved else self.previous
+        previous = self.current if self.proved or self.previous is None else self.previous
         return replace(self, current=to, previous=previous, proved=False, starts=0, tested_on=tested_on)
 
     def tested(self, digest: str, machine: str) -> CollectionState:
