@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 
 from services.packager.errors import ModelRejected, Reason
@@ -79,6 +80,57 @@ class JobState(StrEnum):
     def final(self) -> bool:
         """Whether the job has ended."""
         return self in {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """One signed package, as devices and the registry get it: `manifest` and `envelope` are the bytes as stored."""
+
+    variant: str
+    digest: str
+    manifest: bytes
+    envelope: bytes
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One entry of a job's log. `position` counts from 1; `progress` is the job's progress at that moment, 0 to 1."""
+
+    position: int
+    at: datetime
+    step: str
+    progress: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One version on its way to packages. `version_created_at` goes into the manifests; `code` and `detail` say why it failed."""
+
+    account: str
+    job_id: str
+    model_id: str
+    version: int
+    state: JobState
+    progress: float
+    step: str
+    code: str | None
+    detail: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    version_created_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A job that this process works on. `attempt` is the fence: a later claim has a higher one, and then this one's words do not count."""
+
+    job: Job
+    declaration: bytes
+    holder: str
+    attempt: int
 
 
 def is_plain_name(name: str) -> bool:

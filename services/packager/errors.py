@@ -11,7 +11,7 @@ from kit.errors import Conflict, NotFound
 
 
 class Reason(StrEnum):
-    """Stable codes of a failed job. The first group names faults of the upload, the second what happened to the child process."""
+    """Stable codes of a failed job. The first group names faults of the upload, the second what happened to the work on it."""
 
     DECLARATION_INVALID = "DECLARATION_INVALID"
     FILE_MISSING = "FILE_MISSING"
@@ -42,6 +42,7 @@ class Reason(StrEnum):
     CHILD_OUTPUT_TOO_LARGE = "CHILD_OUTPUT_TOO_LARGE"
     CHILD_ANSWER_INVALID = "CHILD_ANSWER_INVALID"
     JOB_ABANDONED = "JOB_ABANDONED"
+    JOB_CANCELLED = "JOB_CANCELLED"
 
 
 class ModelRejected(Exception):

@@ -1,0 +1,200 @@
+"""The packager's background work: reads what was committed, and runs jobs a few at a time, each in children of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from structlog import get_logger
+
+from kit.blobs import BlobStore
+from kit.clock import Clock
+from kit.errors import Unavailable
+from kit.eventlog import Batch, EventLog
+from kit.metrics import Metric, Metrics
+from kit.workers import Stop, Worker, consume
+from services.packager import events
+from services.packager.domain import Claim, Package
+from services.packager.errors import ModelRejected
+from services.packager.manifest import Identity
+from services.packager.packing import Packer
+from services.packager.sandbox import Limits, open_sandbox
+from services.packager.service import CLAIM, ClaimLost, PackagerService
+from services.packager.signing import Signer
+
+PACKAGER_METRICS = (
+    Metric("latebind_packager_jobs_total", "counter", "Jobs that ended here.", ("outcome",)),
+    Metric("latebind_packager_job_seconds", "histogram", "Time from a claim to the end of the job."),
+    Metric("latebind_packager_running_jobs", "gauge", "Jobs that run now."),
+)
+
+_LOOK_S = 1.0
+_FLUSH_S = 0.2
+_STOP_GRACE_S = 5.0
+
+#: What a job says while it works: (step, progress, text); None ends it.
+_Told = asyncio.Queue[tuple[str, float, str] | None]
+
+log = get_logger(__name__)
+
+
+def commits(eventlog: EventLog, service: PackagerService, clock: Clock, metrics: Metrics) -> Worker:
+    """Return the worker that turns commits into jobs and new accounts into announced keys."""
+
+    async def handle(batch: Batch) -> None:
+        for record in batch.records:
+            event_id = record.headers.get("event-id", "")
+            try:
+                if record.topic == events.ACCOUNT_CREATED:
+                    account = events.read_account(record.value)
+                    committed = None
+                else:
+                    committed = events.read_committed(record.value)
+                    account = committed.account
+            except events.UNREADABLE as error:
+                # Only the registry writes here; one record that nobody can read must not stop all later versions.
+                log.error("an event cannot be read and is skipped", topic=record.topic, event_id=event_id, error=str(error))
+                continue
+            if committed is None:
+                await service.announce_key(event_id, account)
+            else:
+                await service.start_job(event_id, committed)
+
+    topics = [events.VERSION_COMMITTED, events.ACCOUNT_CREATED]
+    return consume(eventlog, "packager", topics, handle, name="packager-commits", clock=clock, metrics=metrics)
+
+
+class JobRunner(Worker):
+    """Runs up to `at_once` jobs. Several of it, in several processes, share the work; a job belongs to one of them at a time."""
+
+    name = "packager-jobs"
+
+    def __init__(
+        self,
+        service: PackagerService,
+        blobs: BlobStore,
+        signer: Signer,
+        clock: Clock,
+        metrics: Metrics,
+        *,
+        holder: str,
+        scratch: Path,
+        limits: Limits,
+        at_once: int,
+        tool_version: str,
+    ) -> None:
+        metrics.register(*PACKAGER_METRICS)
+        self._service, self._blobs, self._signer, self._clock, self._metrics = service, blobs, signer, clock, metrics
+        self._holder, self._scratch, self._limits, self._at_once, self._tool_version = holder, scratch, limits, at_once, tool_version
+
+    async def run(self, stop: Stop) -> None:
+        """Claim and run jobs until the stop; those that do not end soon after it go back to the queue."""
+        await self._service.take_over(self._holder)
+        async with open_sandbox(self._scratch, self._limits) as sandbox:
+            packer = Packer(self._blobs, self._signer, sandbox, self._tool_version)
+            running: set[asyncio.Task[None]] = set()
+            try:
+                while not stop.requested:
+                    running = {task for task in running if not task.done()}
+                    claim = await self._service.claim(self._holder) if len(running) < self._at_once else None
+                    if claim is not None:
+                        running.add(asyncio.create_task(self._run_job(packer, claim), name=f"job {claim.job.job_id}"))
+                    else:
+                        await stop.unless(self._next(running))
+                    self._metrics.gauge("latebind_packager_running_jobs", len(running))
+                if running:
+                    await asyncio.wait(running, timeout=_STOP_GRACE_S)
+            finally:
+                for task in running:
+                    task.cancel()
+                await asyncio.gather(*running, return_exceptions=True)
+
+    async def _next(self, running: set[asyncio.Task[None]]) -> None:
+        """Return when there may be something to do: a change of jobs, the end of one, or time for a look."""
+        waits: set[asyncio.Future[None]] = {asyncio.ensure_future(self._service.bell.wait(self._clock, _LOOK_S)), *running}
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits - running:
+                wait.cancel()
+
+    async def _run_job(self, packer: Packer, claim: Claim) -> None:
+        """Run one job to its end. It never raises: what goes wrong is the job's failure, or the job's next attempt."""
+        job = claim.job
+        started = self._clock.monotonic()
+        told: _Told = asyncio.Queue()
+
+        def report(step: str, progress: float, text: str) -> None:
+            told.put_nowait((step, progress, text))
+
+        identity = Identity(job.account, job.model_id, job.version, job.job_id, job.version_created_at)
+        work = asyncio.create_task(packer.pack(identity, claim.declaration, report))
+        keeper = asyncio.create_task(self._keep(claim, told))
+        outcome = "error"
+        try:
+            await asyncio.wait({work, keeper}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                keeper.result()  # says what ended it
+            told.put_nowait(None)
+            await keeper
+            outcome = await self._end(claim, work)
+        except ClaimLost:
+            outcome = "lost"
+        except asyncio.CancelledError:
+            outcome = "released"
+            await asyncio.shield(self._give_back(claim, work, keeper, told))
+            raise
+        except Exception as error:
+            log.exception("a job attempt failed", job=job.job_id, attempt=claim.attempt)
+            await self._try_later(claim, error)
+        finally:
+            work.cancel()
+            told.put_nowait(None)
+            await asyncio.gather(work, keeper, return_exceptions=True)
+            self._metrics.count("latebind_packager_jobs_total", outcome=outcome)
+            self._metrics.observe("latebind_packager_job_seconds", self._clock.monotonic() - started)
+
+    async def _end(self, claim: Claim, work: asyncio.Task[list[Package]]) -> str:
+        """Store how the work ended. Raises `ClaimLost`, and what is neither success nor the model's fault."""
+        try:
+            packages = work.result()
+        except ModelRejected as rejected:
+            await self._service.fail(claim, rejected.reason, rejected.detail)
+            log.info("a version cannot be packaged", job=claim.job.job_id, reason=rejected.reason)
+            return "failed"
+        await self._service.succeed(claim, packages)
+        return "succeeded"
+
+    async def _keep(self, claim: Claim, told: _Told) -> None:
+        """Write down what is told, a few lines at a time, and renew the claim in between, until told None. Raises `ClaimLost`."""
+        go_on = True
+        while go_on:
+            lines: list[tuple[str, float, str] | None] = []
+            try:
+                async with asyncio.timeout(CLAIM.total_seconds() / 4):
+                    lines = [await told.get()]
+            except TimeoutError:
+                pass
+            else:
+                if lines != [None]:
+                    await asyncio.sleep(_FLUSH_S)
+                while not told.empty():
+                    lines.append(told.get_nowait())
+            go_on = None not in lines
+            await self._service.report(claim, [line for line in lines if line is not None])
+
+    async def _give_back(self, claim: Claim, work: asyncio.Task[list[Package]], keeper: asyncio.Task[None], told: _Told) -> None:
+        """Stop working on a job because the server stops. The keeper is told, not cancelled: it may be inside a transaction."""
+        work.cancel()
+        told.put_nowait(None)
+        await asyncio.gather(work, keeper, return_exceptions=True)
+        await self._service.release(claim, 0.0, "the server stops; the job goes on when it is back")
+
+    async def _try_later(self, claim: Claim, error: Exception) -> None:
+        pause = min(60.0, 0.5 * 2.0 ** min(claim.attempt, 10))
+        words = "a store cannot be reached" if isinstance(error, Unavailable) else "the server had a fault"
+        try:
+            await self._service.release(claim, pause, f"{words}; the job is tried again")
+        except Exception:
+            # The claim runs out by itself.
+            log.exception("a job could not be given back", job=claim.job.job_id)
