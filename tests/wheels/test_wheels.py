@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.models import onnx_add
+
 ROOT = Path(__file__).parents[2]
 UV = shutil.which("uv") or str(ROOT / "build/tools/bin/uv")
 SERVER_ONLY = {"fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic", "aiosqlite", "chdb", "pyarrow", "pandas", "minio", "aiokafka"}
@@ -61,8 +63,6 @@ def test_the_sdk_alone_pulls_in_no_server_and_imports_little(wheels: Path, tmp_p
 
 def test_server_and_sdk_work_together_from_their_wheels(wheels: Path, tmp_path: Path) -> None:
     """`latebindd` starts from its wheel; `latebind` from another environment pushes a model and runs its collection."""
-    from examples.onnx_writer import add_model
-
     server = environment(tmp_path / "server", wheels, "latebind_server|[embedded]")
     client = environment(tmp_path / "client", wheels, "latebind|[cli,onnx]")
     assert "latebind" not in installed(server)
@@ -86,7 +86,7 @@ def test_server_and_sdk_work_together_from_their_wheels(wheels: Path, tmp_path: 
         account = json.loads(run(latebind, "account", "create", "acme", "--json", env={**home, "LATEBIND_API_KEY": operator}))
         env = {**home, "LATEBIND_API_KEY": account["api_key"]["key"]}
         model = tmp_path / "add.onnx"
-        model.write_bytes(add_model())
+        model.write_bytes(onnx_add())
         assert json.loads(run(latebind, "push", model, "--model", "adder", "--json", env=env))["state"] == "ready"
         rules = tmp_path / "rules.json"
         rules.write_text(json.dumps({"rules": [], "default": {"model": "adder", "version": 1}}))
