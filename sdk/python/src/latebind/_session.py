@@ -74,9 +74,9 @@ class Session:
         """PUT; the parsed body. `if_match` is the ETag of the state that is replaced."""
         return _parsed(self.request("PUT", path, body=body, headers={"if-match": if_match} if if_match else None))
 
-    def delete(self, path: str) -> Any:
+    def delete(self, path: str, **params: Any) -> Any:
         """DELETE; the parsed body, or None for an empty answer."""
-        return _parsed(self.request("DELETE", path))
+        return _parsed(self.request("DELETE", path, params=params))
 
     def pages(self, path: str, **params: Any) -> Iterator[Json]:
         """All items of a list, page after page."""
