@@ -192,6 +192,12 @@ class PackagerService:
         self.bell.ring()
         return await self.claim(holder)
 
+    async def check(self, claim: Claim) -> None:
+        """Raise `ClaimLost` when the claim does not count any more."""
+        async with self._database.read() as reader:
+            if not await store.still_held(reader, claim):
+                raise ClaimLost
+
     async def report(self, claim: Claim, lines: Sequence[tuple[str, float, str]]) -> None:
         """Add (step, progress, text) lines to the log and keep the claim. Raises `ClaimLost`."""
         async with self._database.begin() as tx:

@@ -86,10 +86,10 @@ async def free_jobs_of(tx: Transaction, holder: str, now: datetime) -> int:
     return result.rowcount
 
 
-async def still_held(tx: Transaction, claim: Claim) -> bool:
-    """Whether the claim still counts; locks the job until the transaction ends."""
-    row = await tx.first(select(JOBS.c.job_id).where(_held(claim)).with_for_update())
-    return row is not None
+async def still_held(reader: Reader, claim: Claim) -> bool:
+    """Whether the claim still counts; inside a transaction that stays so until its end."""
+    query = select(JOBS.c.job_id).where(_held(claim))
+    return await reader.first(query.with_for_update() if isinstance(reader, Transaction) else query) is not None
 
 
 async def report(tx: Transaction, claim: Claim, *, progress: float, step: str, until: datetime) -> None:

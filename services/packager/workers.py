@@ -29,6 +29,7 @@ PACKAGER_METRICS = (
 )
 
 _LOOK_S = 1.0
+_RENEW_S = CLAIM.total_seconds() / 4
 _FLUSH_S = 0.2
 _STOP_GRACE_S = 5.0
 
@@ -167,21 +168,24 @@ class JobRunner(Worker):
 
     async def _keep(self, claim: Claim, told: _Told) -> None:
         """Write down what is told, a few lines at a time, and renew the claim in between, until told None. Raises `ClaimLost`."""
-        go_on = True
-        while go_on:
-            lines: list[tuple[str, float, str] | None] = []
+        renew_at = self._clock.monotonic() + _RENEW_S
+        while True:
             try:
-                async with asyncio.timeout(CLAIM.total_seconds() / 4):
+                async with asyncio.timeout(_LOOK_S):
                     lines = [await told.get()]
             except TimeoutError:
-                pass
-            else:
-                if lines != [None]:
-                    await asyncio.sleep(_FLUSH_S)
-                while not told.empty():
-                    lines.append(told.get_nowait())
-            go_on = None not in lines
+                if self._clock.monotonic() < renew_at:
+                    await self._service.check(claim)
+                    continue
+                lines = []
+            if lines and lines != [None]:
+                await asyncio.sleep(_FLUSH_S)
+            while not told.empty():
+                lines.append(told.get_nowait())
             await self._service.report(claim, [line for line in lines if line is not None])
+            renew_at = self._clock.monotonic() + _RENEW_S
+            if None in lines:
+                return
 
     async def _give_back(self, claim: Claim, work: asyncio.Task[list[Package]], keeper: asyncio.Task[None], told: _Told) -> None:
         """Stop working on a job because the server stops. The keeper is told, not cancelled: it may be inside a transaction."""
