@@ -20,17 +20,17 @@ _HEX = frozenset("0123456789abcdef")
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One input or output. A dimension is a size, None (dynamic) or the name of a symbol."""
+    """One input or output. A dimension is a size, None (dynamic) or the name of a symbol; a shape of None means an unknown rank."""
 
     name: str
     dtype: str
-    shape: tuple[int | str | None, ...]
+    shape: tuple[int | str | None, ...] | None
 
     @property
     def fixed(self) -> tuple[int, ...] | None:
         """The shape when every dimension is known, else None."""
-        sizes = tuple(size for size in self.shape if isinstance(size, int))
-        return sizes if len(sizes) == len(self.shape) else None
+        sizes = tuple(size for size in self.shape or () if isinstance(size, int))
+        return sizes if self.shape is not None and len(sizes) == len(self.shape) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +175,9 @@ def _tensors(raw: Mapping[str, Any], name: str) -> tuple[TensorSpec, ...]:
     for entry in _field(raw, name, list):
         if not isinstance(entry, dict):
             raise _invalid(f"{name!r} holds something that is not an object")
-        shape = tuple(_field(entry, "shape", list))
-        for size in shape:
+        listed = _optional(entry, "shape", list)
+        shape = None if listed is None else tuple(listed)
+        for size in shape or ():
             if isinstance(size, bool) or not (size is None or isinstance(size, str) or (isinstance(size, int) and size >= 0)):
                 raise _invalid(f"a shape in {name!r} holds {size!r}")
         tensors.append(TensorSpec(_field(entry, "name", str), _field(entry, "dtype", str), shape))

@@ -119,9 +119,10 @@ def conform(value: Any, spec: TensorSpec, dtype: np.dtype[Any] | None) -> Array:
         if not np.can_cast(array.dtype, dtype, "same_kind"):
             raise InvalidInput(f"input {spec.name!r} must be {spec.dtype}, not {array.dtype}")
         array = array.astype(dtype)
-    if array.ndim != len(spec.shape) or any(
-        isinstance(size, int) and size != real for size, real in zip(spec.shape, array.shape, strict=True)
+    shape = spec.shape
+    if shape is not None and (
+        array.ndim != len(shape) or any(isinstance(size, int) and size != real for size, real in zip(shape, array.shape, strict=True))
     ):
-        wanted = [size if size is not None else "any" for size in spec.shape]
+        wanted = [size if size is not None else "any" for size in shape]
         raise InvalidInput(f"input {spec.name!r} must have the shape {wanted}, not {list(array.shape)}")
     return np.require(array, requirements="C")

@@ -84,7 +84,7 @@ def _match(details: list[dict[str, Any]], declared: tuple[TensorSpec, ...], what
             raise LoadFailed(f"the model has no {what} {spec.name!r} (it has {sorted(real)})")
         if np.dtype(detail["dtype"]).name not in {spec.dtype, "bytes" if spec.dtype == "string" else spec.dtype}:
             raise LoadFailed(f"{what} {spec.name!r} is {np.dtype(detail['dtype']).name} in the model, but {spec.dtype} in the manifest")
-        if len(detail["shape"]) != len(spec.shape):
+        if spec.shape is not None and len(detail["shape"]) != len(spec.shape):
             raise LoadFailed(
                 f"{what} {spec.name!r} has {len(detail['shape'])} dimensions in the model, but {len(spec.shape)} in the manifest"
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime as ort
@@ -35,6 +35,8 @@ _DTYPES = {
     "tensor(bool)": "bool",
     "tensor(string)": "string",
 }
+
+_Shape = tuple[int | str | None, ...]
 
 
 class OnnxRuntimeEngine:
@@ -109,43 +111,49 @@ class _Bound:
         self._specs = inputs
         self._binding = session.io_binding()
         self._run = session.run_with_iobinding
-        self._ins: dict[str, _Input] = {}
+        self._ins = {spec.name: _Input(self._binding, spec) for spec in inputs}
         self._outs: list[tuple[str, Array]] = []
-        for spec in inputs:
-            self._ins[spec.name] = _Input(self._binding, spec)
         for spec in outputs:
             buffer = np.empty(spec.fixed or (), _numpy_dtype(spec))
             self._binding.bind_ortvalue_output(spec.name, ort.OrtValue.ortvalue_from_numpy(buffer))
             self._outs.append((spec.name, buffer))
-        self._single = next(iter(self._ins.values())) if len(self._ins) == 1 else None
+        self._only_in = next(iter(self._ins.values())) if len(self._ins) == 1 else None
+        self._only_out = self._outs[0] if len(self._outs) == 1 else None
 
     def run(self, inputs: Any) -> dict[str, Array]:
-        single = self._single
-        if single is not None and type(inputs) is np.ndarray:
-            single.put(inputs)
-        elif type(inputs) is dict and len(inputs) == len(self._ins):
-            for name, value in inputs.items():
-                place = self._ins.get(name)
-                if place is None:
-                    feed_of(inputs, self._specs)
-                    raise AssertionError("unreachable: feed_of refuses unknown names")
-                place.put(value)
+        only = self._only_in
+        if only is not None:
+            value = inputs
+            if type(inputs) is not np.ndarray:
+                value = (
+                    inputs[only.name]
+                    if type(inputs) is dict and len(inputs) == 1 and only.name in inputs
+                    else self._feed(inputs)[only.name]
+                )
+            only.put(value)
         else:
-            for name, value in feed_of(inputs, self._specs).items():
+            for name, value in self._feed(inputs).items():
                 self._ins[name].put(value)
         try:
             self._run(self._binding)
         except Exception as error:  # As above.
             raise InferenceFailed(f"the model failed to run: {_short(error)}") from error
+        if self._only_out is not None:
+            name, buffer = self._only_out
+            return {name: buffer.copy()}
         return {name: buffer.copy() for name, buffer in self._outs}
+
+    def _feed(self, inputs: Any) -> Mapping[str, Any]:
+        return feed_of(inputs, self._specs)
 
 
 class _Input:
     """One bound input: small arrays are copied into its buffer, large ones are bound where they lie."""
 
-    __slots__ = ("_binding", "_buffer", "_dtype", "_held", "_large", "_own", "_shape", "_spec")
+    __slots__ = ("_binding", "_buffer", "_dtype", "_held", "_large", "_own", "_shape", "_spec", "name")
 
     def __init__(self, binding: Any, spec: TensorSpec) -> None:
+        self.name = spec.name
         self._binding = binding
         self._spec = spec
         self._buffer = np.empty(spec.fixed or (), _numpy_dtype(spec))
@@ -157,17 +165,23 @@ class _Input:
         binding.bind_ortvalue_input(spec.name, self._own)
 
     def put(self, value: Any) -> None:
-        if type(value) is not np.ndarray or value.shape != self._shape or value.dtype != self._dtype:
+        if type(value) is not np.ndarray or value.shape != self._shape or value.dtype is not self._dtype:
             value = conform(value, self._spec, self._dtype)
-        if self._large and value.flags.c_contiguous and value.flags.aligned:
+        if self._large:
+            self._put_large(value)
+        else:
+            self._buffer[...] = value
+
+    def _put_large(self, value: Array) -> None:
+        if value.flags.c_contiguous and value.flags.aligned:
             # The binding keeps only the address: the array is held until the next one takes its place.
             self._held = value
-            self._binding.bind_input(self._spec.name, "cpu", 0, self._dtype.type, self._shape, value.ctypes.data)
-        else:
-            if self._held is not None:
-                self._binding.bind_ortvalue_input(self._spec.name, self._own)
-                self._held = None
-            np.copyto(self._buffer, value)
+            self._binding.bind_input(self.name, "cpu", 0, self._dtype.type, self._shape, value.ctypes.data)
+            return
+        if self._held is not None:
+            self._binding.bind_ortvalue_input(self.name, self._own)
+            self._held = None
+        self._buffer[...] = value
 
 
 def _pairs(inputs: Any, specs: tuple[TensorSpec, ...]) -> list[tuple[TensorSpec, Any]]:
@@ -184,20 +198,22 @@ def _agree(found: Any, declared: tuple[TensorSpec, ...], what: str) -> tuple[Ten
         if entry is None:
             raise LoadFailed(f"the model has no {what} {spec.name!r} (it has {sorted(real)})")
         dtype = _DTYPES.get(entry.type, entry.type)
-        shape = tuple(entry.shape)
-        if dtype != spec.dtype or len(shape) != len(spec.shape):
-            raise LoadFailed(
-                f"{what} {spec.name!r} is {dtype}{list(shape)} in the model, but {spec.dtype}{list(spec.shape)} in the manifest"
-            )
-        known = []
-        for own, said in zip(shape, spec.shape, strict=True):
-            if isinstance(own, int) and isinstance(said, int) and own != said:
-                raise LoadFailed(f"{what} {spec.name!r} has the shape {list(shape)} in the model, but {list(spec.shape)} in the manifest")
-            known.append(own if isinstance(own, int) else said)
-        specs.append(TensorSpec(spec.name, dtype, tuple(known)))
+        shape = _common_shape(tuple(entry.shape) if entry.shape is not None else None, spec.shape)
+        if dtype != spec.dtype or shape is False:
+            raise LoadFailed(f"{what} {spec.name!r} is {dtype}{entry.shape} in the model, but {spec.dtype}{spec.shape} in the manifest")
+        specs.append(TensorSpec(spec.name, dtype, shape))
     if what == "input" and len(declared) != len(real):
         raise LoadFailed(f"the model has inputs that the manifest does not name: {sorted(real.keys() - {spec.name for spec in declared})}")
     return tuple(specs)
+
+
+def _common_shape(own: _Shape | None, said: _Shape | None) -> _Shape | Literal[False] | None:
+    """What both sides together know of a shape; False when they contradict."""
+    if own is None or said is None:
+        return said if own is None else own
+    if len(own) != len(said) or any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in zip(own, said, strict=True)):
+        return False
+    return tuple(a if isinstance(a, int) else b for a, b in zip(own, said, strict=True))
 
 
 def _numpy_dtype(spec: TensorSpec) -> np.dtype[Any] | None:
