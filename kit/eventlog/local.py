@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import os
 import re
 import time
 import zlib
@@ -28,6 +26,7 @@ from kit.eventlog import Consumer, LogFull, Message
 from kit.eventlog.local_file import AddTopic, Append, Commit, Forget, Lane, LogFile, Operation, Outcome, Ping, Trim
 from kit.eventlog.local_groups import Group, LocalConsumer
 from kit.eventlog.local_reader import LogReader
+from kit.lockfile import held
 from kit.logs import get_logger
 
 #: One message may be this big, key and headers included.
@@ -287,17 +286,6 @@ def _encoded(message: Message) -> bytes:
     return encoded
 
 
-def _lock(path: Path) -> int:
-    """Hold the lock file beside the log until the descriptor is closed; the kernel lets go when the process dies."""
-    handle = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        raise Unavailable(f"another process uses {path}; a local log belongs to one process") from None
-    return handle
-
-
 async def _keep_trimming(eventlog: LocalLog, every_s: float) -> None:
     while True:
         await asyncio.sleep(every_s)
@@ -318,9 +306,7 @@ async def open_local_log(url: str) -> AsyncIterator[LocalLog]:
         raise ValueError("a local log is named local:/path/to/log.db")
     path = Path(unquote(parts.path))
     options = Options.of(parts.query)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = _lock(path)
-    try:
+    with held(path.with_name(f"{path.name}.lock"), f"the event log {path}"):
         eventlog = LocalLog(path, options)
         await eventlog.open()
         trimming = asyncio.create_task(_keep_trimming(eventlog, options.trim_every_s), name="trim event log")
@@ -331,5 +317,3 @@ async def open_local_log(url: str) -> AsyncIterator[LocalLog]:
             with contextlib.suppress(asyncio.CancelledError):
                 await trimming
             await eventlog.close()
-    finally:
-        os.close(handle)

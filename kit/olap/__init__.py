@@ -27,17 +27,33 @@ class Coded:
 Columns = Mapping[str, Any]
 
 
+class StatementFailed(Exception):
+    """The engine refuses a statement or a batch: a fault in our SQL, our rows or our parameters. `code` is the engine's number."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
 class ColumnStore(Protocol):
-    """Whole batch or error; the same token twice is one insert."""
+    """Whole batch or error; the same token twice is one insert.
+
+    Every method raises `Unavailable` when the store cannot do it now (not reachable, no memory, no disk, too slow) and
+    `StatementFailed` when it never will.
+    """
 
     async def insert(self, table: str, columns: Columns, *, token: str) -> None:
-        """Insert one batch. When this returns the rows survive a crash. Repeating the same batch under the same token adds nothing."""
+        """Insert one batch. When this returns the rows survive a crash. Repeating the same batch under the same token adds nothing.
+
+        A token has 1 to 200 letters, digits and `_ . : / -`; it is remembered for thousands of inserts into that table, not for ever.
+        """
         ...
 
     async def query(self, sql: str, params: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """Run one fixed statement and return rows as dictionaries.
 
-        Values are bound as `{name:Type}` (ClickHouse's own syntax), never formatted into the text.
+        Values are bound as `{name:Type}` (ClickHouse's own syntax), never formatted into the text: text, numbers, bools, dates, times
+        and lists of them. In the rows `Date` is a `date`, `DateTime` an aware `datetime` in UTC; numbers that are not finite are None.
         """
         ...
 

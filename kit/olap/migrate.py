@@ -1,0 +1,96 @@
+"""Applies numbered SQL files to a column store: `0001_events.sql`, `0002_…`, each once, in order, recorded in the same store.
+
+A file is applied whole, statement by statement; the engines have no transactions for DDL, so after a crash it is applied again from
+its first statement: write statements that bear that (`CREATE TABLE IF NOT EXISTS`). There is no way back; write another file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kit.logs import get_logger
+from kit.olap import ColumnStore
+
+_FILE = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
+_TABLE = "schema_migrations"
+# Quoted text, comments, or the end of a statement: a semicolon inside the first two ends nothing.
+_TOKENS = re.compile(r"'(?:[^'\\]|\\.)*'|`[^`]*`|--[^\n]*|/\*.*?\*/|;", re.DOTALL)
+
+log = get_logger(__name__)
+
+
+class MigrationChanged(Exception):
+    """A file that was applied already now has other contents. Undo the change and write a new file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One numbered file."""
+
+    number: int
+    name: str
+    statements: Sequence[str]
+    sha256: str
+
+
+def read_migrations(folder: Path) -> list[Migration]:
+    """Return the files of a folder in order. Raises `ValueError` for a gap, a repeated number or a name that is none."""
+    found = []
+    for path in sorted(folder.glob("*.sql")):
+        match = _FILE.fullmatch(path.name)
+        if match is None:
+            raise ValueError(f"{path.name}: a migration is named 0001_what_it_does.sql")
+        text = path.read_text("utf-8")
+        found.append(Migration(int(match[1]), match[2], split_statements(text), hashlib.sha256(text.encode()).hexdigest()))
+    numbers = [migration.number for migration in found]
+    if numbers != list(range(1, len(found) + 1)):
+        raise ValueError(f"migrations are numbered 1, 2, 3 …; found {numbers}")
+    return found
+
+
+def split_statements(text: str) -> list[str]:
+    """Cut SQL at its semicolons, leaving out comments and empty statements."""
+    statements, current, end = [], "", 0
+    for token in _TOKENS.finditer(text):
+        current += text[end : token.start()]
+        end = token.end()
+        if token[0] == ";":
+            statements.append(current.strip())
+            current = ""
+        elif not token[0].startswith(("--", "/*")):
+            current += token[0]
+    statements.append((current + text[end:]).strip())
+    return [statement for statement in statements if statement]
+
+
+async def migrate(store: ColumnStore, folder: Path) -> list[str]:
+    """Apply what has not been applied yet and return the names of those files.
+
+    Run it in one process at a time. Raises `MigrationChanged`, or what the store raises.
+    """
+    migrations = read_migrations(folder)
+    await store.execute(
+        f"CREATE TABLE IF NOT EXISTS {_TABLE} (number UInt32, name String, sha256 String, applied_at DateTime DEFAULT now())"
+        " ENGINE = ReplacingMergeTree ORDER BY number"
+    )
+    rows = await store.query(f"SELECT number, sha256 FROM {_TABLE} FINAL ORDER BY number")  # noqa: S608 - a constant
+    applied = {int(row["number"]): str(row["sha256"]) for row in rows}
+    done = []
+    for migration in migrations:
+        if migration.number in applied:
+            if applied[migration.number] != migration.sha256:
+                raise MigrationChanged(f"{migration.number:04d}_{migration.name}.sql was changed after it had been applied")
+            continue
+        for statement in migration.statements:
+            await store.execute(statement)
+        # Not through insert(), which would load what batches need. The values are digits, a-z, _ and hex.
+        await store.execute(
+            f"INSERT INTO {_TABLE} (number, name, sha256) VALUES ({migration.number}, '{migration.name}', '{migration.sha256}')"  # noqa: S608
+        )
+        done.append(f"{migration.number:04d}_{migration.name}")
+        log.info("column store migrated", migration=done[-1])
+    return done
