@@ -45,7 +45,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class ModelDetails:
-    """A model with what people ask for next: its aliases (name to version) and its parameter contract (name to type), None before it binds."""
+    """A model, its aliases (name to version) and its parameter contract (name to type; None: no version has bound one)."""
 
     model: Model
     aliases: dict[str, int] = field(default_factory=dict)

@@ -43,7 +43,7 @@ class NewModel(WebModel):
 
     model_id: Slug
     description: Annotated[str, Field(max_length=4000)] = ""
-    labels: Labels = {}
+    labels: Labels = Field(default_factory=dict)
 
 
 class ModelChange(WebModel):

@@ -1,0 +1,139 @@
+"""Versions and packages as values, and the parameter contract (docs/adr/0050). Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+
+class VersionState(StrEnum):
+    """Where a version is: draft → packaging → ready or failed; draft, ready and failed ones may be archived."""
+
+    DRAFT = "draft"
+    PACKAGING = "packaging"
+    READY = "ready"
+    FAILED = "failed"
+    ARCHIVED = "archived"
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A version of a model. `declaration` is what docs/topics.md describes, never changed after the commit."""
+
+    account: str
+    model_id: str
+    version: int
+    state: VersionState
+    revision: int
+    declaration: dict[str, Any]
+    binds_contract: bool
+    job_id: str | None
+    problem_code: str | None
+    problem_detail: str | None
+    created_at: datetime
+    created_by: str
+    updated_at: datetime
+    committed_at: datetime | None
+    committed_by: str | None
+    packaged_at: datetime | None
+    archived_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class PackageSummary:
+    """What a version's answer says of a package; `size` is the sum of its files in bytes."""
+
+    digest: str
+    variant: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A package as the packager signed it. `position` is its place in the version's order of preference."""
+
+    account: str
+    digest: str
+    model_id: str
+    version: int
+    position: int
+    variant: str
+    size: int
+    manifest: bytes
+    envelope: bytes
+
+    def is_whole(self) -> bool:
+        """Whether the digest names these manifest bytes and the manifest is this version's."""
+        if hashlib.sha256(self.manifest).hexdigest() != self.digest:
+            return False
+        try:
+            manifest = json.loads(self.manifest)
+            named = (manifest["account"], manifest["model_id"], manifest["version"], manifest["variant"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return False
+        return bool(named == (self.account, self.model_id, self.version, self.variant))
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """The packager's good news."""
+
+    account: str
+    model_id: str
+    version: int
+    job_id: str
+    packages: tuple[Package, ...]
+
+    def problem(self) -> str | None:
+        """Say what is wrong with the packages; None: nothing."""
+        if not self.packages:
+            return "the packager announced no package"
+        if not all(package.is_whole() for package in self.packages):
+            return "a package's digest or manifest does not belong to this version"
+        if len({package.digest for package in self.packages}) != len(self.packages):
+            return "a package is announced twice"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The packager's bad news."""
+
+    account: str
+    model_id: str
+    version: int
+    job_id: str
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterChange:
+    """How one parameter breaks the contract: `missing`, `added`, or another `type`. Absent on a side: None."""
+
+    name: str
+    change: str
+    old_type: str | None
+    new_type: str | None
+
+
+def contract_of(declaration: Mapping[str, Any]) -> dict[str, str]:
+    """Return the contract that a declaration fulfils: parameter name to type, by name."""
+    params: Mapping[str, Mapping[str, Any]] = declaration.get("params", {})
+    return {name: str(params[name]["type"]) for name in sorted(params)}
+
+
+def contract_changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[ParameterChange]:
+    """Return each parameter that differs in name or type, by name. Empty: the new one keeps the contract; values do not count."""
+    changes = []
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name), new.get(name)
+        if before != after:
+            change = "missing" if after is None else "added" if before is None else "type"
+            changes.append(ParameterChange(name, change, before, after))
+    return changes
