@@ -60,7 +60,7 @@ class Run(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """One failure. `phase` 0 is no failure but samples that the device had to drop, `count` of them."""
+    """One failure. `phase` 0 is no failure but samples that the device had to drop, `times` of them."""
 
     context: int
     number: int
@@ -68,7 +68,7 @@ class Fault(NamedTuple):
     code: str
     detail: str
     at_ms: int
-    count: int
+    times: int
 
 
 class Opened(NamedTuple):
@@ -250,7 +250,7 @@ def _failures(batches: Sequence[Opened], common: _Common, contexts: Contexts) ->
         "phase": np.fromiter((fault.phase for fault in faults), np.uint8, len(faults)),
         "code": [fault.code for fault in faults],
         "detail": [fault.detail for fault in faults],
-        "count": np.fromiter((fault.count for fault in faults), np.uint64, len(faults)),
+        "count": np.fromiter((fault.times for fault in faults), np.uint64, len(faults)),
         **contexts.columns(codes),
     }
     return table, (batch, codes, at_ms)

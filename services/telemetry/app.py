@@ -1,0 +1,36 @@
+"""Puts telemetry together from settings and ports. Opens nothing."""
+
+from __future__ import annotations
+
+from kit import http
+from kit.ports import Part, Ports
+from kit.web import create_api
+from services.telemetry.columnstore import Tables
+from services.telemetry.device import OPERATION, DeviceApp
+from services.telemetry.queries import Analytics
+from services.telemetry.routes import router
+from services.telemetry.service import Telemetry
+from services.telemetry.settings import TelemetrySettings
+from services.telemetry.workers import retention
+from services.telemetry.writer import Writer, WriterOptions
+
+
+def create_part(settings: TelemetrySettings, ports: Ports) -> Part:
+    """Return telemetry: batches are taken in by `device.py`, analytics are served by FastAPI."""
+    tables = Tables(ports.olap)
+    telemetry = Telemetry(eventlog=ports.eventlog, database=ports.database, analytics=Analytics(tables, ports.clock), clock=ports.clock)
+    api = create_api("Latebind telemetry", [router], seal=ports.seal, database=ports.database, raw=[OPERATION])
+    api.state.telemetry = telemetry
+    device = DeviceApp(telemetry, ports.seal)
+
+    async def app(scope: http.Scope, receive: http.Receive, send: http.Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith("/v1/device/"):
+            await device(scope, receive, send)
+        else:
+            await api(scope, receive, send)
+
+    options = WriterOptions(settings.linger_s, settings.max_records, settings.max_bytes, settings.max_rejects_in_row)
+    writer = Writer(
+        eventlog=ports.eventlog, database=ports.database, tables=tables, clock=ports.clock, metrics=ports.metrics, options=options
+    )
+    return Part(app=app, background=[writer, retention(tables, ports.clock, days=settings.retention_days)])

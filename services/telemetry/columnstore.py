@@ -1,0 +1,63 @@
+"""The tables of the column store, made before the first statement of a process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kit.olap import Columns, ColumnStore
+from kit.olap.migrate import migrate
+
+SCHEMA = Path(__file__).parent / "schema"
+#: Every table; each is partitioned by the month of `day`.
+TABLES = ("samples", "failures", "activity")
+
+
+class Tables:
+    """A column store with our tables in it. Nothing starts before it is needed: the embedded engine costs a second and memory."""
+
+    def __init__(self, olap: ColumnStore) -> None:
+        self._olap = olap
+        self._making = asyncio.Lock()
+        self._made = False
+
+    @property
+    def in_use(self) -> bool:
+        """Whether this process has used the store."""
+        return self._made
+
+    async def query(self, sql: str, params: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Run a statement with bound parameters."""
+        await self._make()
+        return await self._olap.query(sql, params)
+
+    async def insert(self, table: str, columns: Columns, *, token: str) -> None:
+        """Insert a batch once per token."""
+        await self._make()
+        await self._olap.insert(table, columns, token=token)
+
+    async def months(self, table: str) -> list[int]:
+        """Return the months (202611) of which the table has rows."""
+        found = await self.query(
+            "SELECT DISTINCT partition FROM system.parts"
+            " WHERE database = currentDatabase() AND active AND table = {table:String} ORDER BY partition",
+            {"table": table},
+        )
+        return [int(row["partition"]) for row in found]
+
+    async def drop_month(self, table: str, month: int) -> None:
+        """Delete a month of a table."""
+        if table not in TABLES or not 197001 <= month <= 210612:
+            raise ValueError(f"no month of ours: {table} {month}")
+        await self._make()
+        await self._olap.execute(f"ALTER TABLE {table} DROP PARTITION {month}")
+
+    async def _make(self) -> None:
+        if self._made:
+            return
+        async with self._making:
+            if not self._made:
+                await migrate(self._olap, SCHEMA)
+                self._made = True

@@ -1,0 +1,56 @@
+"""Statements about planned ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import func, select, update
+
+from kit.db import Reader, Transaction
+from services.telemetry.domain import Plan
+from services.telemetry.tables import INGEST_PLANS
+
+_T = INGEST_PLANS
+
+
+async def plans_of(reader: Reader, topic: str) -> dict[int, Plan]:
+    """Return the last plan of every partition of a topic."""
+    rows = await reader.all(select(_T).where(_T.c.topic == topic))
+    return {row.partition: Plan(row.topic, row.partition, row.first_offset, row.last_offset, row.newest_at, row.done) for row in rows}
+
+
+async def put_plans(tx: Transaction, plans: Sequence[Plan], now: datetime) -> None:
+    """Make these the plans of their partitions, not done."""
+    for plan in plans:
+        values = {
+            "first_offset": plan.first,
+            "last_offset": plan.last,
+            "newest_at": plan.newest_at,
+            "planned_at": now,
+            "done": False,
+        }
+        where = (_T.c.topic == plan.topic, _T.c.partition == plan.partition)
+        if not (await tx.execute(update(_T).where(*where).values(**values))).rowcount:
+            await tx.execute(_T.insert().values(topic=plan.topic, partition=plan.partition, **values))
+
+
+async def finish_plans(tx: Transaction, plans: Sequence[Plan]) -> None:
+    """Note that these ranges are inserted and committed. One that another process has replaced meanwhile is left alone."""
+    for plan in plans:
+        await tx.execute(
+            update(_T)
+            .where(
+                _T.c.topic == plan.topic,
+                _T.c.partition == plan.partition,
+                _T.c.first_offset == plan.first,
+                _T.c.last_offset == plan.last,
+            )
+            .values(done=True)
+        )
+
+
+async def newest_done(reader: Reader, topic: str) -> datetime | None:
+    """Return when the newest record that is in the column store was received; None before the first one."""
+    found: datetime | None = await reader.scalar(select(func.max(_T.c.newest_at)).where(_T.c.topic == topic, _T.c.done))
+    return found

@@ -1,0 +1,23 @@
+"""The one SQL table of telemetry: which range of the log the writer is inserting."""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Boolean, Column, Integer, String, Table
+
+from kit.db.system import new_metadata
+from kit.db.types import Timestamp
+
+metadata = new_metadata()
+
+#: One row per partition: the last range that was planned. While `done` is false exactly this range is cut again after a crash.
+INGEST_PLANS = Table(
+    "ingest_plans",
+    metadata,
+    Column("topic", String(80), primary_key=True),
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    Column("first_offset", BigInteger, nullable=False),
+    Column("last_offset", BigInteger, nullable=False),
+    Column("newest_at", Timestamp, nullable=False),
+    Column("planned_at", Timestamp, nullable=False),
+    Column("done", Boolean, nullable=False),
+)

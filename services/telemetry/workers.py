@@ -1,0 +1,41 @@
+"""Periodic work: deleting what is older than it may become."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+
+from kit.clock import Clock
+from kit.logs import get_logger
+from kit.workers import Periodic, Worker
+from services.telemetry.columnstore import TABLES, Tables
+
+_EVERY_S = 6 * 3600.0
+
+log = get_logger(__name__)
+
+
+async def drop_old_months(tables: Tables, today: date, days: int) -> int:
+    """Delete the months whose last day is more than `days` ago; returns how many partitions that were."""
+    oldest = today - timedelta(days=days)
+    dropped = 0
+    for table in TABLES:
+        for month in await tables.months(table):
+            if month < oldest.year * 100 + oldest.month:
+                await tables.drop_month(table, month)
+                log.info("telemetry deleted", table=table, month=month)
+                dropped += 1
+    return dropped
+
+
+def retention(tables: Tables, clock: Clock, *, days: int) -> Worker:
+    """Return the worker that deletes old months."""
+    first = True
+
+    async def delete() -> None:
+        nonlocal first
+        skip, first = first and not tables.in_use, False
+        if skip:
+            return  # a start should not pay for an engine that nobody needs yet
+        await drop_old_months(tables, clock.now().date(), days)
+
+    return Periodic("telemetry-retention", _EVERY_S, delete, clock=clock)

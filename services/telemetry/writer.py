@@ -1,0 +1,200 @@
+"""Moves batches from the event log into the column store, each once in effect.
+
+Per partition: the range is planned in SQL → decoded → its rejects go to the dead letters → inserted under the range's token → the
+log's offset is committed → the plan is done. Whoever goes on after a crash finds the plan, cuts exactly that range again and inserts it
+under the same token, which adds nothing twice. Should a token be forgotten, or a device send a batch again, the tables replace rows of
+the same identity (schema/). It decides nothing about the contents: `decode.py` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from kit.clock import Clock
+from kit.db import Database
+from kit.eventlog import Consumer, EventLog, PartitionLost, Record
+from kit.logs import get_logger
+from kit.metrics import Metric, Metrics
+from kit.workers import UNHEALTHY_AFTER, Backoff, Stop, Worker
+from services.telemetry import events, store
+from services.telemetry.columnstore import Tables
+from services.telemetry.decode import Chunk, Reject, decode
+from services.telemetry.domain import Patience, Plan, TooManyRejects, cut
+from services.telemetry.service import GROUP
+
+METRICS = (
+    Metric("latebind_telemetry_rows_total", "counter", "Rows inserted into the column store.", ("table",)),
+    Metric("latebind_telemetry_batches_total", "counter", "Batches of devices, by what became of them.", ("outcome",)),
+    Metric("latebind_telemetry_lag_seconds", "gauge", "Age of the oldest batch of the last insert when it was written.", ()),
+)
+_IDLE_S = 5.0
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WriterOptions:
+    """Limits of one insert and of patience; see `settings.py`."""
+
+    linger_s: float = 1.0
+    max_records: int = 2000
+    max_bytes: int = 4 << 20
+    max_rejects_in_row: int = 1000
+
+
+class Writer(Worker):
+    """The worker. Several may run, in one process or many: each has its own partitions."""
+
+    name = "telemetry-writer"
+
+    def __init__(
+        self, *, eventlog: EventLog, database: Database, tables: Tables, clock: Clock, metrics: Metrics, options: WriterOptions
+    ) -> None:
+        metrics.register(*METRICS)
+        self._log, self._database, self._tables = eventlog, database, tables
+        self._clock, self._metrics, self._options = clock, metrics, options
+        self._patience = Patience(options.max_rejects_in_row)
+        self._failures = 0
+        self._stuck = ""
+
+    def problem(self) -> str | None:
+        """Say that nothing is written any more, and why."""
+        return self._stuck or (f"failed {self._failures} times in a row" if self._failures >= UNHEALTHY_AFTER else None)
+
+    async def run(self, stop: Stop) -> None:
+        """Gather → write, until the stop; the range in hand is finished."""
+        backoff = Backoff()
+        async with self._log.consumer(GROUP, [events.RECEIVED]) as consumer:
+            while not stop.requested:
+                try:
+                    records = await stop.unless(self._gather(consumer))
+                    if not records:
+                        continue
+                    await self.write(consumer, records)
+                    self._failures, self._stuck = 0, ""
+                    backoff.reset()
+                except PartitionLost:
+                    log.info("a partition moved to another writer, which goes on with its plan")
+                    await consumer.rewind()
+                except Exception as error:
+                    self._failures += 1
+                    self._stuck = str(error) if isinstance(error, TooManyRejects) else ""
+                    self._metrics.count("latebind_log_failures_total", group=GROUP)
+                    pause = backoff.next_pause()
+                    log.exception("telemetry could not be written; it is read again", failures=self._failures, pause_s=round(pause, 2))
+                    await stop.sleep(self._clock, pause)
+                    await consumer.rewind()
+
+    async def _gather(self, consumer: Consumer) -> list[Record]:
+        """Return what arrives within `linger_s` of the first record, up to the limits; nothing after a while without any."""
+        options = self._options
+        first = await consumer.batch(max_records=options.max_records, max_bytes=options.max_bytes, max_wait_s=_IDLE_S)
+        records = list(first.records)
+        if not records:
+            return records
+        until = self._clock.monotonic() + options.linger_s
+        size = sum(len(record.value) for record in records)
+        while (left := until - self._clock.monotonic()) > 0 and len(records) < options.max_records and size < options.max_bytes:
+            more = await consumer.batch(max_records=options.max_records - len(records), max_bytes=options.max_bytes - size, max_wait_s=left)
+            records += more.records
+            size += sum(len(record.value) for record in more.records)
+        return records
+
+    async def write(self, consumer: Consumer, records: Sequence[Record]) -> None:
+        """Write records that `consumer` handed out, in order within each partition, and commit them.
+
+        Raises `PartitionLost` when they belong to another writer now, `TooManyRejects`, or what the stores raise; then nothing of the
+        failing range is committed and it has to be read again.
+        """
+        left = _by_partition(records)
+        while left:
+            async with self._database.read() as reader:
+                plans = await store.plans_of(reader, events.RECEIVED)
+            now: dict[int, Sequence[Record]] = {}
+            later: dict[int, list[Record]] = {}
+            for partition, waiting in left.items():
+                piece = await self._planned_piece(consumer, partition, waiting, plans.get(partition), later)
+                now[partition] = piece
+            await self._write_ranges(consumer, now)
+            left = later
+
+    async def _planned_piece(
+        self, consumer: Consumer, partition: int, waiting: Sequence[Record], plan: Plan | None, later: dict[int, list[Record]]
+    ) -> Sequence[Record]:
+        """Return what goes in now, reading on until a plan that was begun is whole; the rest goes to `later`."""
+        all_read = [*waiting, *later.pop(partition, ())]
+        found = cut(all_read, plan)
+        while found.missing:
+            more = await consumer.batch(max_records=self._options.max_records, max_bytes=self._options.max_bytes, max_wait_s=_IDLE_S)
+            if not more.records:
+                log.warning("the log no longer holds all of a planned range; what is there is written", partition=partition)
+                break
+            for number, others in _by_partition(more.records).items():
+                (all_read if number == partition else later.setdefault(number, [])).extend(others)
+            found = cut(all_read, plan)
+        if found.later:
+            later[partition] = list(found.later)
+        return found.now
+
+    async def _write_ranges(self, consumer: Consumer, ranges: dict[int, Sequence[Record]]) -> None:
+        plans = [_plan_of(records) for records in ranges.values()]
+        async with self._database.begin() as tx:
+            await store.put_plans(tx, plans, self._clock.now())
+        rejected, patience = 0, self._patience
+        for plan, records in zip(plans, ranges.values(), strict=True):
+            rejects = await self._insert(plan, records)
+            patience = patience.after([record.key for record in records], {reject.position: reject.reason for reject in rejects})
+            rejected += len(rejects)
+            if rejects:
+                letters = [events.rejected(records[reject.position], reject.reason, reject.detail) for reject in rejects]
+                await self._log.append(events.REJECTED, letters)
+        await consumer.commit({(plan.topic, plan.partition): plan.last + 1 for plan in plans})
+        async with self._database.begin() as tx:
+            await store.finish_plans(tx, plans)
+        self._patience = patience
+        self._count(ranges, rejected)
+
+    async def _insert(self, plan: Plan, records: Sequence[Record]) -> list[Reject]:
+        """Insert a range chunk by chunk; decoding runs in a thread. Returns the rejects."""
+        rejects: list[Reject] = []
+        chunks = decode([record.value for record in records], rejects)
+        number = 0
+        while (chunk := await asyncio.to_thread(_next, chunks)) is not None:
+            for table in ("samples", "failures", "activity"):
+                columns = getattr(chunk, table)
+                rows = len(columns["day"])
+                if rows:
+                    # The same range always makes the same chunks, so the number belongs to the token.
+                    await self._tables.insert(table, columns, token=f"{plan.token}/{number}")
+                    self._metrics.count("latebind_telemetry_rows_total", rows, table=table)
+            number += 1
+        return rejects
+
+    def _count(self, ranges: dict[int, Sequence[Record]], rejected: int) -> None:
+        records = [record for part in ranges.values() for record in part]
+        self._metrics.count("latebind_log_records_total", len(records), group=GROUP)
+        self._metrics.count("latebind_telemetry_batches_total", len(records) - rejected, outcome="written")
+        if rejected:
+            log.warning("telemetry batches were rejected", batches=rejected, topic=events.REJECTED)
+            self._metrics.count("latebind_telemetry_batches_total", rejected, outcome="rejected")
+        oldest = min(record.timestamp_ms for record in records) / 1000
+        self._metrics.gauge("latebind_telemetry_lag_seconds", max(0.0, self._clock.now().timestamp() - oldest))
+
+
+def _next(chunks: object) -> Chunk | None:
+    return next(chunks, None)  # type: ignore[call-overload, no-any-return]
+
+
+def _by_partition(records: Sequence[Record]) -> dict[int, list[Record]]:
+    parts: dict[int, list[Record]] = {}
+    for record in records:
+        parts.setdefault(record.partition, []).append(record)
+    return parts
+
+
+def _plan_of(records: Sequence[Record]) -> Plan:
+    newest = datetime.fromtimestamp(records[-1].timestamp_ms / 1000, UTC)
+    return Plan(records[0].topic, records[0].partition, records[0].offset, records[-1].offset, newest)
