@@ -38,7 +38,8 @@ class Uploads:
         size, digest = path.stat().st_size, sha256_of(path)
         created = self._session.post("/v1/uploads", {"filename": path.name, "size": size, "sha256": digest})
         upload = f"/v1/uploads/{segment(created['upload_id'])}"
-        offset, failures = int(created.get("offset", 0)), 0
+        part_bytes = min(part_bytes, int(created["part_size_max"]))
+        offset, failures = int(created["offset"]), 0
         with path.open("rb") as file:
             while offset < size:
                 progress(offset)

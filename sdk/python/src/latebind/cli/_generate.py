@@ -61,3 +61,25 @@ def _from_bytes(data: bytes, spec: TensorSpec) -> Array:
     read = np.frombuffer(data[:wanted], np.uint8)
     values[: read.size] = read
     return values.reshape(shape)
+
+
+def summary_of(outputs: Mapping[str, Array]) -> list[dict[str, Any]]:
+    """What is worth knowing of each output at a glance: dtype, shape, smallest, mean and largest value, and where the largest is."""
+    return [
+        {
+            "output": name,
+            "dtype": str(array.dtype),
+            "shape": list(array.shape),
+            "min": float(array.min()) if array.size and array.dtype.kind in "biuf" else None,
+            "mean": float(array.mean()) if array.size and array.dtype.kind in "biuf" else None,
+            "max": float(array.max()) if array.size and array.dtype.kind in "biuf" else None,
+            "arg_max": int(array.argmax()) if array.size and array.dtype.kind in "biuf" else None,
+        }
+        for name, array in outputs.items()
+    ]
+
+
+def write_outputs(path: Path, outputs: Mapping[str, Array]) -> None:
+    """Write the outputs as .npz, by name."""
+    with path.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **dict(outputs))
