@@ -94,14 +94,21 @@ class Package:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """One entry of a job's log. `position` counts from 1; `progress` is the job's progress at that moment, 0 to 1."""
+class Note:
+    """What is said about a job while it goes on: the step in words, the progress from 0 to 1, a line for its log."""
 
-    position: int
     at: datetime
     step: str
     progress: float
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A note in its place in the job's log; `position` counts from 1."""
+
+    position: int
+    note: Note
 
 
 @dataclass(frozen=True, slots=True)

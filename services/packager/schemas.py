@@ -95,8 +95,9 @@ def document(details: JobDetails) -> JobDocument:
 
 def line(one: Line) -> JobLine:
     """Describe a line of a job's log."""
-    state = one.step if one.step in {"queued", "failed", "cancelled"} else "succeeded" if one.step == "done" else "running"
-    return JobLine(position=one.position, at=rfc3339(one.at), state=state, progress=one.progress, step=one.step, text=one.text)
+    note = one.note
+    state = note.step if note.step in {"queued", "failed", "cancelled"} else "succeeded" if note.step == "done" else "running"
+    return JobLine(position=one.position, at=rfc3339(note.at), state=state, progress=note.progress, step=note.step, text=note.text)
 
 
 def _moment(at: datetime | None) -> str | None:

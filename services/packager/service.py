@@ -11,7 +11,7 @@ from kit.clock import Clock, timestamp_ms
 from kit.db import Database, Transaction
 from kit.ids import id_time_ms
 from services.packager import events, store
-from services.packager.domain import Claim, Job, JobState, Line, Package
+from services.packager.domain import Claim, Job, JobState, Line, Note, Package
 from services.packager.errors import JobFinished, JobNotFound, Reason
 from services.packager.events import Committed
 from services.packager.signing import ROLE, Signer
@@ -99,7 +99,7 @@ class PackagerService:
                 None, None, now, None, None, committed.created_at,
             )  # fmt: skip
             await store.add_job(tx, job, committed.declaration)
-            await store.add_lines(tx, job.account, job.job_id, [Line(1, now, "queued", 0.0, "queued")])
+            await store.add_lines(tx, job.account, job.job_id, [Line(1, Note(now, "queued", 0.0, "queued"))])
         self.bell.ring()
 
     # --- what people ask --------------------------------------------------------------------------------------------------------
@@ -198,19 +198,18 @@ class PackagerService:
             if not await store.still_held(reader, claim):
                 raise ClaimLost
 
-    async def report(self, claim: Claim, lines: Sequence[tuple[str, float, str]]) -> None:
-        """Add (step, progress, text) lines to the log and keep the claim. Raises `ClaimLost`."""
+    async def report(self, claim: Claim, notes: Sequence[Note]) -> None:
+        """Add notes to the log and keep the claim. Raises `ClaimLost`."""
         async with self._database.begin() as tx:
             if not await store.still_held(tx, claim):
                 raise ClaimLost
-            now = self._clock.now()
-            if lines:
-                step, progress, _ = lines[-1]
-                await store.report(tx, claim, progress=progress, step=step, until=now + CLAIM)
-                await self._log(tx, claim.job, lines)
+            until = self._clock.now() + CLAIM
+            if notes:
+                await store.report(tx, claim, progress=notes[-1].progress, step=notes[-1].step, until=until)
+                await self._log(tx, claim.job, notes)
             else:
-                await store.hold_on(tx, claim, now + CLAIM)
-        if lines:
+                await store.hold_on(tx, claim, until)
+        if notes:
             self.bell.ring()
 
     async def succeed(self, claim: Claim, packages: Sequence[Package]) -> None:
@@ -220,9 +219,10 @@ class PackagerService:
             if not await store.still_held(tx, claim):
                 raise ClaimLost
             await store.add_packages(tx, job.account, job.job_id, packages)
-            done = [("done", 1.0, f"package {one.variant}: sha256 {one.digest}, {one.size} bytes") for one in packages]
+            now = self._clock.now()
+            done = [Note(now, "done", 1.0, f"package {one.variant}: sha256 {one.digest}, {one.size} bytes") for one in packages]
             await self._log(tx, job, done, last=True)
-            await store.end_job(tx, job.account, job.job_id, JobState.SUCCEEDED, self._clock.now(), step="done")
+            await store.end_job(tx, job.account, job.job_id, JobState.SUCCEEDED, now, step="done")
             await tx.emit(events.PACKAGE_BUILT, key=events.key_of(job), account=job.account, value=events.built(job, packages))
         self.bell.ring()
 
@@ -240,26 +240,23 @@ class PackagerService:
         """Give the job back, to be tried again after a pause. A lost claim is fine."""
         async with self._database.begin() as tx:
             if await store.still_held(tx, claim):
-                await store.requeue(tx, claim, self._clock.now() + timedelta(seconds=pause_s))
-                await self._log(tx, claim.job, [("queued", 0.0, text)])
+                now = self._clock.now()
+                await store.requeue(tx, claim, now + timedelta(seconds=pause_s))
+                await self._log(tx, claim.job, [Note(now, "queued", 0.0, text)])
         self.bell.ring()
 
     async def _fail(self, tx: Transaction, job: Job, state: JobState, reason: Reason, detail: str) -> None:
-        await self._log(tx, job, [(state.value, job.progress, f"{reason}: {detail}")], last=True)
-        await store.end_job(tx, job.account, job.job_id, state, self._clock.now(), step=state.value, code=reason, detail=detail)
+        now = self._clock.now()
+        await self._log(tx, job, [Note(now, state.value, job.progress, f"{reason}: {detail}")], last=True)
+        await store.end_job(tx, job.account, job.job_id, state, now, step=state.value, code=reason, detail=detail)
         await tx.emit(events.PACKAGE_FAILED, key=events.key_of(job), account=job.account, value=events.failed(job, reason, detail))
 
-    async def _log(self, tx: Transaction, job: Job, lines: Sequence[tuple[str, float, str]], *, last: bool = False) -> None:
+    async def _log(self, tx: Transaction, job: Job, notes: Sequence[Note], *, last: bool = False) -> None:
         """Append to the job's log, which is bounded: beyond the cap only the last words of a job are kept."""
         have = await store.count_lines(tx, job.account, job.job_id)
-        room = MAX_LINES - have
-        kept = list(lines) if last else list(lines)[: max(0, room)]
+        kept = notes if last else notes[: max(0, MAX_LINES - have)]
         if kept:
-            now = self._clock.now()
-            await store.add_lines(
-                tx, job.account, job.job_id,
-                [Line(have + number, now, step, progress, text) for number, (step, progress, text) in enumerate(kept, 1)],
-            )  # fmt: skip
+            await store.add_lines(tx, job.account, job.job_id, [Line(have + number, note) for number, note in enumerate(kept, 1)])
 
     def _is_young(self, job_id: str) -> bool:
         try:

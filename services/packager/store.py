@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Row, and_, func, select, update
 
 from kit.db import Reader, Transaction
-from services.packager.domain import Claim, Job, JobState, Line, Package
+from services.packager.domain import Claim, Job, JobState, Line, Note, Package
 from services.packager.tables import JOB_LINES, JOBS, PACKAGES
 
 _RUNNABLE = JOBS.c.state.in_([JobState.QUEUED.value, JobState.RUNNING.value])
@@ -135,8 +135,8 @@ async def count_lines(reader: Reader, account: str, job_id: str) -> int:
 async def add_lines(tx: Transaction, account: str, job_id: str, lines: Sequence[Line]) -> None:
     """Append to the job's log."""
     rows = [
-        {"account": account, "job_id": job_id, "position": one.position, "at": one.at, "step": one.step,
-         "progress": one.progress, "text": one.text}
+        {"account": account, "job_id": job_id, "position": one.position, "at": one.note.at, "step": one.note.step,
+         "progress": one.note.progress, "text": one.note.text}
         for one in lines
     ]  # fmt: skip
     await tx.execute(JOB_LINES.insert(), rows)
@@ -150,7 +150,7 @@ async def list_lines(reader: Reader, account: str, job_id: str, *, after: int, l
         .order_by(JOB_LINES.c.position)
         .limit(limit)
     )
-    return [Line(row.position, row.at, row.step, row.progress, row.text) for row in await reader.all(query)]
+    return [Line(row.position, Note(row.at, row.step, row.progress, row.text)) for row in await reader.all(query)]
 
 
 async def add_packages(tx: Transaction, account: str, job_id: str, packages: Sequence[Package]) -> None:

@@ -14,7 +14,7 @@ from kit.eventlog import Batch, EventLog
 from kit.metrics import Metric, Metrics
 from kit.workers import Stop, Worker, consume
 from services.packager import events
-from services.packager.domain import Claim, Package
+from services.packager.domain import Claim, Note, Package
 from services.packager.errors import ModelRejected
 from services.packager.manifest import Identity
 from services.packager.packing import Packer
@@ -33,8 +33,8 @@ _RENEW_S = CLAIM.total_seconds() / 4
 _FLUSH_S = 0.2
 _STOP_GRACE_S = 5.0
 
-#: What a job says while it works: (step, progress, text); None ends it.
-_Told = asyncio.Queue[tuple[str, float, str] | None]
+#: What a job says while it works; None ends it.
+_Told = asyncio.Queue[Note | None]
 
 log = get_logger(__name__)
 
@@ -126,7 +126,7 @@ class JobRunner(Worker):
         told: _Told = asyncio.Queue()
 
         def report(step: str, progress: float, text: str) -> None:
-            told.put_nowait((step, progress, text))
+            told.put_nowait(Note(self._clock.now(), step, progress, text))
 
         identity = Identity(job.account, job.model_id, job.version, job.job_id, job.version_created_at)
         work = asyncio.create_task(packer.pack(identity, claim.declaration, report))
@@ -172,19 +172,19 @@ class JobRunner(Worker):
         while True:
             try:
                 async with asyncio.timeout(_LOOK_S):
-                    lines = [await told.get()]
+                    notes = [await told.get()]
             except TimeoutError:
                 if self._clock.monotonic() < renew_at:
                     await self._service.check(claim)
                     continue
-                lines = []
-            if lines and lines != [None]:
+                notes = []
+            if notes and notes != [None]:
                 await asyncio.sleep(_FLUSH_S)
             while not told.empty():
-                lines.append(told.get_nowait())
-            await self._service.report(claim, [line for line in lines if line is not None])
+                notes.append(told.get_nowait())
+            await self._service.report(claim, [note for note in notes if note is not None])
             renew_at = self._clock.monotonic() + _RENEW_S
-            if None in lines:
+            if None in notes:
                 return
 
     async def _give_back(self, claim: Claim, work: asyncio.Task[list[Package]], keeper: asyncio.Task[None], told: _Told) -> None:

@@ -151,9 +151,8 @@ def test_data_files_lie_beside_their_graph() -> None:
             parse_declaration(json.dumps({"variants": [{"files": [graph, wrong]}]}).encode())
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
-)
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+JSON = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
 
 
 @settings(max_examples=300, deadline=None)
