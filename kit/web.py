@@ -162,7 +162,7 @@ def _policies(app: FastAPI) -> dict[tuple[str, str], Access]:
     """Return the access of every operation. Raises `PolicyMissing`."""
     policies: dict[tuple[str, str], Access] = {}
     for context in iter_route_contexts(app.routes):
-        path = context.path or ""
+        path = context.path_format or ""
         dependant = getattr(context, "dependant", None)
         found = (
             [dependency.call.access for dependency in dependant.dependencies if isinstance(dependency.call, _Requires)] if dependant else []

@@ -132,7 +132,8 @@ async def launched(
             stack.enter_context(_one_process(settings.data_dir))
         sockets = [_bind(settings.host, settings.port), _bind(settings.internal_host, settings.internal_port)]
         ports = await stack.enter_async_context(open_ports(settings, services, clock=clock, metrics=metrics))
-        await asyncio.gather(*(migrate(one.database, f"services.{service}") for service, one in ports.items()))
+        for service, one in ports.items():  # one after the other: Alembic keeps its context in globals
+            await migrate(one.database, f"services.{service}")
         parts = {service: _create_part(service, one) for service, one in ports.items()}
         operator_key = None
         if "registry" in ports:
@@ -168,7 +169,7 @@ def _workers(parts: Mapping[str, Part], ports: Mapping[str, Ports], only: Only) 
         if only != "api":
             workers += part.background
             workers.append(outbox_relay(service, own.database, own.eventlog, own.clock, holder=own.holder))
-            workers.append(Periodic(f"{service}-clean-up", _CLEAN_UP_S, _clean_up(own)))
+            workers.append(Periodic(f"{service}-forget-seen", _CLEAN_UP_S, _clean_up(own)))
     return workers
 
 
@@ -208,7 +209,7 @@ async def _public_app(
     if any_ports is None:
         opened = await stack.enter_async_context(open_ports(settings, ["gateway"], clock=SystemClock(), metrics=metrics))
         any_ports = opened["gateway"]
-    upstreams["links"] = create_links_app(any_ports.blobs, any_ports.secrets.key("links"))
+    upstreams["links"] = create_links_app(any_ports.blobs, link_secret=any_ports.secrets.key("links"))
     gateway = create_app(gateway_settings, upstreams, seal=any_ports.seal, metrics=metrics, readiness=readiness)
     if parts:
         await gateway.check()
