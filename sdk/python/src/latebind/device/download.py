@@ -114,12 +114,19 @@ def _adopt(partials: Path, sha256: str) -> tuple[Path, BinaryIO] | None:
 
 
 def _create(partials: Path, sha256: str) -> tuple[Path, BinaryIO]:
-    path = partials / f"{sha256}.{secrets.token_hex(8)}.part"
-    with disk_errors(path):
-        file = path.open("x+b")
-    with contextlib.suppress(OSError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return path, file
+    while True:
+        path = partials / f"{sha256}.{secrets.token_hex(8)}.part"
+        with disk_errors(path):
+            file = path.open("x+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            # Somebody adopted it in the moment before it was locked.
+            file.close()
+            continue
+        except OSError:
+            pass
+        return path, file
 
 
 def _rehash(file: BinaryIO, hasher: hashlib._Hash, size: int) -> int:
