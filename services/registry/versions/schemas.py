@@ -51,11 +51,15 @@ class Parameter(Model):
 
 
 class Tensor(Model):
-    """An input or output. A dimension is a size, null (dynamic) or the name of a symbol."""
+    """An input or output. A dimension is a size, null (dynamic) or the name of a symbol.
+
+    `range` [lowest, highest] of an input: the values it takes; the packager keeps to it when it runs the model.
+    """
 
     name: Annotated[str, Field(min_length=1, max_length=256)]
     dtype: str
     shape: list[_Count | str | None]
+    range: tuple[float, float] | None = None
 
 
 class Requires(Model):
