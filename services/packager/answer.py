@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from services.packager.domain import DTYPES, MAX_DIM, MAX_NAME, MAX_RANK, Dim, Engine, Found, Tensor
+from services.packager.domain import DTYPES, MAX_DIM, MAX_NAME, MAX_RANK, Dim, Engine, Found, Tensor, is_symbol
 from services.packager.errors import ModelRejected, Reason
 
 MAX_ANSWER_BYTES = 2**20
@@ -139,7 +139,7 @@ def _found(entry: Mapping[str, Any]) -> Found:
 
 def _is_dim(dim: Any) -> bool:
     if isinstance(dim, str):
-        return 0 < len(dim) <= 64 and dim.isprintable()
+        return is_symbol(dim)
     return dim is None or (type(dim) is int and 0 < dim <= MAX_DIM)
 
 

@@ -21,6 +21,7 @@ MAX_VARIANTS = 32
 MAX_FILES = 1_000
 MAX_DECLARATION_BYTES = 4 * 2**20
 
+_RESERVED = ("manifest.json", "signature.json", GOLDEN_FOLDER)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _VARIANT = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
@@ -141,8 +142,8 @@ def _file(entry: dict[str, Any], role: str | None) -> File:
     path, digest, size = entry["path"], entry["sha256"], entry["size"]
     declared = entry.get("role")
     parts = path.split("/")
-    if len(path) > 300 or len(parts) > 8 or not all(is_plain_name(part) for part in parts) or parts[0] == GOLDEN_FOLDER:
-        raise ValueError(f"{path!r:.80}: a path has plain names with '/' between them and does not start with {GOLDEN_FOLDER}/")
+    if len(path) > 300 or len(parts) > 8 or not all(is_plain_name(part) for part in parts) or parts[0].casefold() in _RESERVED:
+        raise ValueError(f"{path!r:.80}: a path has plain names with '/' between them; {', '.join(_RESERVED)} belong to the packager")
     if not isinstance(digest, str) or _SHA256.fullmatch(digest) is None or type(size) is not int or size < 0:
         raise ValueError(f"{path}: a file has a sha256 of 64 hex digits and a size in bytes")
     if role is None and declared not in {None, "graph", "graph-data"}:

@@ -21,7 +21,8 @@ MAX_RANK = 16
 MAX_DIM = 2**31 - 1
 MAX_NAME = 256
 
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,127}")
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]{0,127}")
+_SYMBOL = re.compile(r"[A-Za-z_][A-Za-z0-9_.+*/ -]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +142,13 @@ class Claim:
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether `name` is a plain file name: letters, digits and `._+-`, no separator, no leading dot, at most 128 characters."""
-    return _PLAIN_NAME.fullmatch(name) is not None
+    """Whether `name` is a plain file name: letters, digits and `._+-`, no dot at either end, at most 128 characters."""
+    return _PLAIN_NAME.fullmatch(name) is not None and not name.endswith(".")
+
+
+def is_symbol(name: str) -> bool:
+    """Whether `name` can stand for a dimension in a manifest. tf2onnx makes up `unk__7` per dimension that it does not know: those cannot."""
+    return _SYMBOL.fullmatch(name) is not None and not name.startswith("unk__")
 
 
 def tensor_name(raw: bytes) -> str:

@@ -162,7 +162,7 @@ def test_a_constant_has_the_bytes_that_its_shape_says(dims: list[int]) -> None:
 OUTSIDE = [
     "", ".", "..", "../w", "../../etc/passwd", "/etc/passwd", "//etc/passwd", "/proc/self/environ", "a/b", "a/../../b", "./w", "w/",
     "..\\w", "a\\b", "\\\\server\\share", "C:\\w", "C:w", "file:///etc/passwd", "http://x/w", "~/w", "~root/w", "$HOME/w", "%2e%2e%2fw",
-    "..%2fw", "..;/w", "w\0.bin", "\0", "w\n", " w", "w ", ".hidden", "..w", "-w", "*", "w?", "*/_ORT_MEM_ADDR_/*", "ｗ", "‥/w", "w" * 129,
+    "..%2fw", "..;/w", "w\0.bin", "\0", "w\n", " w", "w ", ".hidden", "..w", "w.", "*", "w?", "*/_ORT_MEM_ADDR_/*", "ｗ", "‥/w", "w" * 129,
     "con:", "w|x", "|ls", "&", "w;x",
 ]  # fmt: skip
 

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from math import prod
 
-from services.packager.domain import MAX_DIM, MAX_RANK, Dim, Tensor, is_plain_name, tensor_name
+from services.packager.domain import MAX_DIM, MAX_RANK, Dim, Tensor, is_plain_name, is_symbol, tensor_name
 from services.packager.errors import ModelRejected, Reason
 from services.packager.formats.protowire import BYTES, VARINT, Buffer, WireError, fields, signed, varint
 
@@ -316,7 +316,5 @@ def _dim(model: Gathered, start: int, end: int) -> Dim:
             dim = value if value > 0 else None
         elif number == 2 and kind == BYTES:
             symbol = model.text(a, b)
-            # tf2onnx makes up a name per dimension that it does not know.
-            known = 0 < len(symbol) <= 64 and symbol.isprintable() and not symbol.startswith("unk__")
-            dim = symbol if known else None
+            dim = symbol if is_symbol(symbol) else None
     return dim
