@@ -26,6 +26,7 @@ class Route:
 
 
 ROUTES = (
+    Route("/v1/whoami", "registry", ANYONE),
     Route("/v1/accounts", "registry", PEOPLE),
     Route("/v1/api-keys", "registry", PEOPLE),
     Route("/v1/enrolment-keys", "registry", PEOPLE),

@@ -22,6 +22,8 @@ from services.registry.accounts.schemas import (
     NewApiKey,
     NewEnrolmentKey,
     PrincipalView,
+    SigningKeyView,
+    WhoAmI,
 )
 from services.registry.accounts.service import AccountService
 from services.registry.schemas import page_of
@@ -79,6 +81,19 @@ async def list_accounts(_caller: Annotated[Principal, requires(Access.OPERATOR)]
 async def get_account(caller: OperatorOrAdmin, service: Service, account: str) -> AccountView:
     """Read an account: the operator any, an admin the own one."""
     return AccountView.of(await service.find_account(_account_of(caller, account)))
+
+
+@router.get("/accounts/{account}/signing-keys")
+async def list_signing_keys(caller: Annotated[Principal, requires(Access.READ)], service: Service, account: str) -> Page[SigningKeyView]:
+    """List the public keys that devices of the own account believe; whoever takes a catalogue of its packages over needs them too."""
+    keys = await service.signing_keys(_account_of(caller, account))
+    return Page(items=[SigningKeyView.of(key) for key in keys])
+
+
+@router.get("/whoami")
+async def whoami(caller: Annotated[Principal, requires(Access.PUBLIC)]) -> WhoAmI:
+    """Say who the credential belongs to; without one, `kind` is `nobody`."""
+    return WhoAmI(kind=caller.kind, id=caller.id, account=caller.account, scopes=sorted(caller.scopes))
 
 
 @router.post("/api-keys", status_code=201)

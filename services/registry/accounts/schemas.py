@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from datetime import datetime
 from typing import Annotated
 
@@ -9,7 +10,7 @@ from pydantic import AwareDatetime, Field
 
 from kit.identity import Scope
 from kit.web import Model
-from services.registry.accounts.domain import ACCOUNT_PATTERN, Account, ApiKey, EnrolmentKey, Secret
+from services.registry.accounts.domain import ACCOUNT_PATTERN, Account, ApiKey, EnrolmentKey, Secret, SigningKey
 
 AccountName = Annotated[str, Field(pattern=ACCOUNT_PATTERN, description="2 to 40 of a-z, 0-9 and -, beginning with a letter")]
 _Name = Annotated[str, Field(max_length=100)]
@@ -137,6 +138,28 @@ class CredentialText(Model):
     """A credential as the caller sent it."""
 
     key: Annotated[str, Field(max_length=200)]
+
+
+class SigningKeyView(Model):
+    """A public key with which the account's packages or assignments are signed: raw Ed25519 key in base64, named by its SHA-256."""
+
+    role: str
+    key_id: str
+    public_key: str
+
+    @classmethod
+    def of(cls, key: SigningKey) -> SigningKeyView:
+        """Show a key."""
+        return cls(role=key.role, key_id=key.key_id, public_key=base64.b64encode(key.public_key).decode())
+
+
+class WhoAmI(Model):
+    """Who asks: `kind` is nobody, device, user or operator; `id` the key's or the install's; `scopes` those of an API key."""
+
+    kind: str
+    id: str
+    account: str | None
+    scopes: list[str]
 
 
 class PrincipalView(Model):

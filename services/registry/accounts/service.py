@@ -20,6 +20,7 @@ from services.registry.accounts.domain import (
     Secret,
     SecretHasher,
     SecretKind,
+    SigningKey,
     new_secret,
     parse_secret,
 )
@@ -94,12 +95,12 @@ class AccountService:
         """Revoke a key of the account; the operator (None) may revoke any. Doing it again changes nothing. Raises `KeyNotFound`."""
         async with self._database.begin() as tx:
             key = await store.find_api_key(tx, key_id)
-            owner = account or (key.account if key else "")
-            if not await store.revoke_key(tx, owner, key_id, at=self._clock.now(), enrolment=False):
+            if key is None or account not in {None, key.account}:
                 raise KeyNotFound("there is no such key")
-            key = await store.find_api_key(tx, key_id)
-        assert key is not None
-        return key
+            await store.revoke_key(tx, key.account, key_id, at=self._clock.now(), enrolment=False)
+            revoked = await store.find_api_key(tx, key_id)
+        assert revoked is not None
+        return revoked
 
     async def create_enrolment_key(
         self, account: str, *, name: str, quota: int, expires_at: datetime | None, by: str
@@ -133,12 +134,12 @@ class AccountService:
         """Revoke an enrolment key, as `revoke_api_key`. Devices that have enrolled with it stay enrolled. Raises `KeyNotFound`."""
         async with self._database.begin() as tx:
             key = await store.find_enrolment_key(tx, key_id)
-            owner = account or (key.account if key else "")
-            if not await store.revoke_key(tx, owner, key_id, at=self._clock.now(), enrolment=True):
+            if key is None or account not in {None, key.account}:
                 raise KeyNotFound("there is no such key")
-            key = await store.find_enrolment_key(tx, key_id)
-        assert key is not None
-        return key
+            await store.revoke_key(tx, key.account, key_id, at=self._clock.now(), enrolment=True)
+            revoked = await store.find_enrolment_key(tx, key_id)
+        assert revoked is not None
+        return revoked
 
     async def verify(self, text: str) -> Verified:
         """Return who a key belongs to. Raises `CredentialInvalid`, `CredentialExpired`, `CredentialRevoked`.
@@ -163,6 +164,11 @@ class AccountService:
             raise CredentialExpired("this API key has expired; ask an admin of the account for another")
         scopes = granted(frozenset(Scope(scope) for scope in key.scopes))
         return Verified(Principal(Kind.USER, key.key_id, key.account, scopes), key.expires_at)
+
+    async def signing_keys(self, account: str) -> Sequence[SigningKey]:
+        """Return the public keys that were announced for an account."""
+        async with self._database.read() as reader:
+            return await store.signing_keys(reader, account)
 
     async def learn_signing_key(self, tx: Transaction, record: Record) -> None:
         """Keep a key that the packager or the deployer announced; part of the consumer's transaction."""
