@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from latebind._session import Json, Session, segment
-from latebind.errors import Conflict, ServerUnreachable, Unavailable
+from latebind.errors import Conflict, ResponseInvalid, ServerUnreachable, Unavailable
 
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
 _POLL_S = 0.5
@@ -40,6 +41,10 @@ class Accounts(Group):
         """One account. Raises NotFound."""
         answer: Json = self._session.get(f"/v1/accounts/{segment(account)}")
         return answer
+
+    def signing_keys(self, account: str) -> Iterator[Json]:
+        """The public keys that sign the own account's packages and assignments: `role`, `key_id`, `public_key`."""
+        return self._session.pages(f"/v1/accounts/{segment(account)}/signing-keys")
 
 
 class Keys(Group):
@@ -98,9 +103,17 @@ class Models(Group):
         answer: Json = self._session.get(self._path(model_id, version))
         return answer
 
-    def packages(self, model_id: str, version: int) -> list[Json]:
+    def packages(self, model_id: str, version: int) -> Sequence[Json]:
         """The packages of a version whole: manifest, signature, files."""
         return [*self._session.pages(f"{self._path(model_id, version)}/packages")]
+
+    def download(self, file: Mapping[str, Any], path: Path) -> None:
+        """Fetch one file of a package (an entry of its `files`) whole or not at all. Raises ResponseInvalid when it is not what it says."""
+        answer = self._session.request("GET", file["url"])
+        link = answer.headers.get("location")
+        if answer.status != 307 or link is None:
+            raise ResponseInvalid(f"the server answered {answer.status} where a link was due")
+        self._session.download(link, path, sha256=file["sha256"], size=file["size"])
 
     def create_version(self, model_id: str, declaration: Mapping[str, Any]) -> Json:
         """Make a draft version of a declaration (docs/topics.md). Raises InvalidRequest."""
@@ -207,17 +220,31 @@ class Jobs(Group):
 
 
 class Catalogue(Group):
-    """Pre-packaged models of the operator (`/v1/catalogue`)."""
+    """Pre-packaged models that the operator offers (`/v1/catalogue`)."""
 
-    def list(self) -> Iterator[Json]:
-        """What can be taken over."""
-        return self._session.pages("/v1/catalogue")
+    def list(self, *, search: str = "") -> Iterator[Json]:
+        """What can be taken over, or what has a text in its name, title or description."""
+        return self._session.pages("/v1/catalogue", search=search or None)
 
-    def take(self, entry: str, *, model_id: str | None = None) -> Json:
-        """Take a model over into the account."""
+    def take(self, entry_id: str, *, model_id: str | None = None) -> Json:
+        """Take a model over: a version of this account that is packaged and signed anew; the answer names the `job_id`."""
         body = {} if model_id is None else {"model_id": model_id}
-        answer: Json = self._session.post(f"/v1/catalogue/{segment(entry)}:take", body)
+        answer: Json = self._session.post(f"/v1/catalogue/{segment(entry_id)}:take", body)
         return answer
+
+    def add_source(self, location: str, public_keys: Sequence[Mapping[str, str]]) -> Json:
+        """Offer what lies at a place (operator): a folder or URL, and the keys (`key_id`, `public_key`) that are believed there."""
+        keys = [{"key_id": key["key_id"], "public_key": key["public_key"]} for key in public_keys]
+        answer: Json = self._session.post("/v1/catalogue/sources", {"location": location, "public_keys": keys})
+        return answer
+
+    def sources(self) -> Iterator[Json]:
+        """The places (operator)."""
+        return self._session.pages("/v1/catalogue/sources")
+
+    def remove_source(self, source_id: str) -> None:
+        """Forget a place (operator). What accounts took over stays."""
+        self._session.delete(f"/v1/catalogue/sources/{segment(source_id)}")
 
 
 class Collections(Group):
@@ -247,9 +274,9 @@ class Collections(Group):
         answer: Json = self._session.put(f"{self._path(collection)}/draft", document, if_match=if_match)
         return answer
 
-    def lint(self, collection: str, rules: Mapping[str, Any] | None = None) -> list[Json]:
+    def lint(self, collection: str, rules: Mapping[str, Any] | None = None) -> Sequence[Json]:
         """What is odd about the draft, or about other rules: `code`, `severity`, `rule_id`, `other_rule_id`, `detail`."""
-        findings: list[Json] = self._session.post(f"{self._path(collection)}:lint", {} if rules is None else {"rules": rules})["findings"]
+        findings: Sequence[Json] = self._session.post(f"{self._path(collection)}:lint", {} if rules is None else {"rules": rules})["findings"]
         return findings
 
     def simulate(self, collection: str, rules: Mapping[str, Any] | None = None) -> Json:

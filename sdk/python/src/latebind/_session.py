@@ -5,15 +5,18 @@ It knows how the API speaks (JSON, problem+json, cursor pages, `Idempotency-Key`
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urljoin
 
+from latebind._files import disk_errors, place, remove
 from latebind._retry import Backoff, is_retryable, parse_retry_after
 from latebind._transport import Response, Transport
 from latebind.errors import ResponseInvalid, ServerError, ServerUnreachable, from_problem
@@ -158,6 +161,29 @@ class Session:
                 if backoff.failures >= self._attempts:
                     raise
                 self._sleep(pause)
+
+    def download(self, link: str, path: Path, *, sha256: str, size: int) -> None:
+        """Fetch what a link without credential leads to. The file appears whole and checked, or not at all.
+
+        Raises ResponseInvalid, ServerError, ServerUnreachable, DiskFull.
+        """
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        digest, received = hashlib.sha256(), 0
+        try:
+            with disk_errors(path), temporary.open("xb") as file, self._transport.stream("GET", urljoin(self.server + "/", link)) as stream:
+                if stream.status != 200:
+                    raise self.error(Response(stream.status, stream.headers, b""))
+                for piece in stream.pieces():
+                    digest.update(piece)
+                    received += len(piece)
+                    if received > size:
+                        break
+                    file.write(piece)
+            if (received, digest.hexdigest()) != (size, sha256):
+                raise ResponseInvalid(f"{path.name} arrived with other bytes than its digest names")
+            place(temporary, path, durable=False)
+        finally:
+            remove(temporary)
 
     def credentials(self) -> dict[str, str]:
         """The headers that say who asks."""

@@ -56,8 +56,8 @@ class Client:
         self.analytics = Analytics(self.session)
 
     def whoami(self) -> Json:
-        """Who the key belongs to: `kind`, `account`, `scopes`. Raises Unauthorized."""
-        answer: Json = self.session.get("/v1/api-keys/self")
+        """Who the key belongs to: `kind` (user, operator), `id`, `account`, `scopes`. Raises Unauthorized."""
+        answer: Json = self.session.get("/v1/whoami")
         return answer
 
     def push(self, push: Push, *, progress: PushProgress = lambda path, done: None) -> Pushed:

@@ -20,7 +20,7 @@ def generate_inputs(specs: Sequence[TensorSpec], seed: int = 0) -> dict[str, Arr
 
 
 def _generate(spec: TensorSpec, rng: np.random.Generator) -> Array:
-    shape = tuple(size if isinstance(size, int) else 1 for size in spec.shape)
+    shape = _shape(spec)
     if spec.dtype == "string":
         return np.full(shape, "latebind", dtype=object)
     dtype = np.dtype(spec.dtype)
@@ -29,6 +29,10 @@ def _generate(spec: TensorSpec, rng: np.random.Generator) -> Array:
     if dtype.kind in "iu":
         return rng.integers(0, 4, shape).astype(dtype)
     return rng.random(shape).astype(dtype)
+
+
+def _shape(spec: TensorSpec) -> tuple[int, ...]:
+    return tuple(size if isinstance(size, int) else 1 for size in spec.shape or ())
 
 
 def read_inputs(path: Path, specs: Sequence[TensorSpec]) -> Mapping[str, Any]:
@@ -52,7 +56,7 @@ def read_inputs(path: Path, specs: Sequence[TensorSpec]) -> Mapping[str, Any]:
 
 
 def _from_bytes(data: bytes, spec: TensorSpec) -> Array:
-    shape = tuple(size if isinstance(size, int) else 1 for size in spec.shape)
+    shape = _shape(spec)
     dtype = np.dtype(spec.dtype)
     wanted = int(np.prod(shape, dtype=np.int64))
     if len(data) == wanted * dtype.itemsize:

@@ -25,6 +25,9 @@ from latebind.errors import LatebindError
 
 WIDE = 200
 
+#: Heading → key of an item, or what makes the cell of it.
+Columns = Mapping[str, str | Callable[[Mapping[str, Any]], Any]]
+
 
 class Output:
     """Writes answers to stdout and everything else to stderr. `json` is set by the command's `--json`."""
@@ -47,9 +50,7 @@ class Output:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
 
-    def items(
-        self, items: Iterable[Mapping[str, Any]], columns: Mapping[str, str | Callable[[Mapping[str, Any]], Any]], empty: str
-    ) -> None:
+    def items(self, items: Iterable[Mapping[str, Any]], columns: Columns, empty: str) -> None:
         """Print a list: a JSON array, or a table with a column per entry of `columns` (heading → key or function)."""
         listed = list(items)
         if self.json_mode:

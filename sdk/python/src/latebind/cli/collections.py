@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -278,7 +279,7 @@ def _show_published(out: Output, collection: str, done: dict[str, Any]) -> None:
     _show_findings(out, done["findings"])
 
 
-def _show_findings(out: Output, findings: list[dict[str, Any]], *, empty: str | None = None) -> None:
+def _show_findings(out: Output, findings: Sequence[dict[str, Any]], *, empty: str | None = None) -> None:
     for finding in findings:
         text = f"{finding['rule_id']}: {finding['detail']}" if finding["rule_id"] else finding["detail"]
         (out.warn if finding["severity"] == "warning" else out.note)(f"{finding['code'].lower()}  {text}")

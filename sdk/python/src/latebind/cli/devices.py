@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from latebind.cli._explain import answer_text
-from latebind.cli._output import Output, short
+from latebind.cli._output import Columns, Output, short
 from latebind.cli._state import AsJson, Limit, begin
 
 devices_app = typer.Typer()
@@ -25,7 +25,7 @@ def list_devices(
 ) -> None:
     """List devices that have asked."""
     client, out = begin(ctx, as_json)
-    columns = {
+    columns: Columns = {
         "install": "install_id",
         "model": lambda one: one["context"].get("device", {}).get("model"),
         "soc": lambda one: one["context"].get("device", {}).get("soc"),

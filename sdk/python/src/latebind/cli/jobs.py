@@ -9,7 +9,7 @@ import typer
 
 import latebind
 from latebind.cli._errors import JobFailed
-from latebind.cli._output import Output, short, size_text
+from latebind.cli._output import Columns, Output, short, size_text
 from latebind.cli._state import AsJson, Limit, begin
 
 app = typer.Typer()
@@ -28,7 +28,7 @@ def list_jobs(
 ) -> None:
     """List packaging jobs, the newest first."""
     client, out = begin(ctx, as_json)
-    columns = {
+    columns: Columns = {
         "job": "job_id",
         "version": lambda job: f"{job['model_id']} v{job['version']}",
         "state": "state",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 from typing import Annotated, Any
 
 import typer
 
 from latebind.cli._errors import CommandError
-from latebind.cli._output import Output, shape_text, short, size_text
+from latebind.cli._output import Columns, Output, shape_text, short, size_text
 from latebind.cli._state import AsJson, Limit, begin
 
 model_app = typer.Typer()
@@ -85,7 +86,7 @@ def _show_model(out: Output, model: dict[str, Any]) -> None:
     out.facts(facts)
 
 
-def _show_version(out: Output, version: dict[str, Any], packages: list[dict[str, Any]]) -> None:
+def _show_version(out: Output, version: dict[str, Any], packages: Sequence[dict[str, Any]]) -> None:
     problem = version["problem"]
     facts = {
         "version": f"{version['model_id']} v{version['version']}",
@@ -118,7 +119,7 @@ def _show_version(out: Output, version: dict[str, Any], packages: list[dict[str,
 def versions(ctx: typer.Context, model: ModelId, limit: Limit = 50, as_json: AsJson = False) -> None:
     """List the versions of a model, the newest first."""
     client, out = begin(ctx, as_json)
-    columns = {
+    columns: Columns = {
         "version": "version",
         "state": "state",
         "packages": lambda version: ", ".join(f"{one['variant']} {size_text(one['size'])}" for one in version["packages"]),

@@ -75,11 +75,12 @@ def run(
         _cache(cache_dir) as folder,
         latebind.Manager(server=server, enrolment_key=enrolment_key, cache_dir=folder, context=facts, background=False) as manager,
     ):
-        _run(state.output, manager, latebind.ModelConfig(account, collection), input_file, output_file, runs)
+        config = latebind.ModelConfig(account, collection)
+        _run(state.output, manager, config, runs=runs, input_file=input_file, output_file=output_file)
 
 
 def _run(
-    out: Output, manager: latebind.Manager, config: latebind.ModelConfig, input_file: Path | None, output_file: Path | None, runs: int
+    out: Output, manager: latebind.Manager, config: latebind.ModelConfig, *, runs: int, input_file: Path | None, output_file: Path | None
 ) -> None:
     from latebind.cli._generate import generate_inputs, read_inputs, summary_of, write_outputs  # noqa: PLC0415 - numpy takes a third of a second
 
@@ -115,7 +116,7 @@ def _run(
     }
 
     def show() -> None:
-        tensors = [{"name": one.name, "dtype": one.dtype, "shape": list(one.shape)} for one in (*info.inputs, *info.outputs)]
+        tensors = [{"name": one.name, "dtype": one.dtype, "shape": list(one.shape or ())} for one in (*info.inputs, *info.outputs)]
         split = len(info.inputs)
         out.facts(
             {

@@ -42,7 +42,7 @@ def active_installs(
     as_json: AsJson = False,
 ) -> None:
     """Distinct installs that were active, per day or month."""
-    _ask(ctx, as_json, "active-installs", by, where, since, until, interval=interval, limit=limit)
+    _ask(ctx, as_json, "active-installs", by=by, where=where, **_times(since, until), interval=interval, limit=limit)
 
 
 @app.command("inferences")
@@ -58,7 +58,7 @@ def inferences(
     as_json: AsJson = False,
 ) -> None:
     """How often models ran."""
-    _ask(ctx, as_json, "inferences", by, where, since, until, interval=interval, limit=limit)
+    _ask(ctx, as_json, "inferences", by=by, where=where, **_times(since, until), interval=interval, limit=limit)
 
 
 @app.command("latency")
@@ -74,7 +74,7 @@ def latency(
     as_json: AsJson = False,
 ) -> None:
     """How fast models loaded, ran first, and ran steadily: percentiles in milliseconds."""
-    _ask(ctx, as_json, "latency", by, where, since, until, phase=phase, limit=limit)
+    _ask(ctx, as_json, "latency", by=by, where=where, **_times(since, until), phase=phase, limit=limit)
 
 
 @app.command("adoption")
@@ -90,7 +90,7 @@ def adoption(
     as_json: AsJson = False,
 ) -> None:
     """How many installs run each version, over time."""
-    _ask(ctx, as_json, "adoption", by, where, since, until, interval=interval, limit=limit)
+    _ask(ctx, as_json, "adoption", by=by, where=where, **_times(since, until), interval=interval, limit=limit)
 
 
 @app.command("failures")
@@ -106,7 +106,7 @@ def failures(
     as_json: AsJson = False,
 ) -> None:
     """What failed on devices, by phase and code."""
-    _ask(ctx, as_json, "failures", by, where, since, until, phase=phase, limit=limit)
+    _ask(ctx, as_json, "failures", by=by, where=where, **_times(since, until), phase=phase, limit=limit)
 
 
 @app.command("compare")
@@ -125,7 +125,7 @@ def compare(
 ) -> None:
     """Two versions side by side in the field. A ratio below 1 means that the candidate is faster."""
     client, out = begin(ctx, as_json)
-    params = {**_filters(where), **_times(since, until), "model": model, "baseline": baseline, "candidate": candidate, "limit": limit}
+    params = {**_filters(where), **_times(since, until), "model": model, "version": baseline, "to": candidate, "limit": limit}
     with client:
         found = client.analytics.query("compare", group_by=by or (), **params)
 
@@ -139,24 +139,16 @@ def compare(
         out.table(
             [*names, "phase", f"p50 v{baseline}", f"p50 v{candidate}", "ratio", f"p95 v{baseline}", f"p95 v{candidate}", "ratio"], rows
         )
-        out.table(list(found["sides"][0]), [list(side.values()) for side in found["sides"]])
+        sides = (found["baseline"], found["candidate"])
+        out.table([name.replace("_", " ") for name in sides[0]], [list(side.values()) for side in sides])
 
     out.emit(found, show)
 
 
-def _ask(
-    ctx: typer.Context,
-    as_json: bool,
-    what: str,
-    by: list[str] | None,
-    where: list[str] | None,
-    since: str | None,
-    until: str | None,
-    **more: Any,
-) -> None:
+def _ask(ctx: typer.Context, as_json: bool, what: str, *, by: list[str] | None, where: list[str] | None, **more: Any) -> None:
     client, out = begin(ctx, as_json)
     with client:
-        found = client.analytics.query(what, group_by=by or (), **_filters(where), **_times(since, until), **more)
+        found = client.analytics.query(what, group_by=by or (), **_filters(where), **more)
     out.emit(found, lambda: _show(out, found))
 
 
