@@ -155,15 +155,11 @@ async def count_live_keys(reader: Reader, account: str, *, now: datetime, enrolm
     return count
 
 
-async def revoke_key(tx: Transaction, account: str, key_id: str, *, at: datetime, enrolment: bool) -> bool:
-    """Revoke a key; one that was revoked keeps its first time. False: the account has no such key."""
+async def revoke_key(tx: Transaction, account: str, key_id: str, *, at: datetime, enrolment: bool) -> None:
+    """Revoke a key of the account; one that was revoked keeps its first time."""
     table = _table(enrolment)
-    result = await tx.execute(
-        update(table)
-        .where(table.c.account == account, table.c.key_id == key_id)
-        .values(revoked_at=func.coalesce(table.c.revoked_at, at, type_=table.c.revoked_at.type))
-    )
-    return result.rowcount == 1
+    this = (table.c.account == account, table.c.key_id == key_id, table.c.revoked_at.is_(None))
+    await tx.execute(update(table).where(*this).values(revoked_at=at))
 
 
 def _table(enrolment: bool) -> Table:
