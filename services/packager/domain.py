@@ -147,8 +147,8 @@ def is_plain_name(name: str) -> bool:
 
 
 def is_symbol(name: str) -> bool:
-    """Whether `name` can stand for a dimension in a manifest. tf2onnx makes up `unk__7` per dimension that it does not know: those cannot."""
-    return _SYMBOL.fullmatch(name) is not None and not name.startswith("unk__")
+    """Whether `name` can stand for a dimension in a manifest."""
+    return _SYMBOL.fullmatch(name) is not None
 
 
 def tensor_name(raw: bytes) -> str:

@@ -316,5 +316,6 @@ def _dim(model: Gathered, start: int, end: int) -> Dim:
             dim = value if value > 0 else None
         elif number == 2 and kind == BYTES:
             symbol = model.text(a, b)
-            dim = symbol if is_symbol(symbol) else None
+            # tf2onnx makes up a name for each dimension that it does not know.
+            dim = symbol if is_symbol(symbol) and not symbol.startswith("unk__") else None
     return dim
