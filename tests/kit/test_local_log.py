@@ -63,11 +63,11 @@ async def test_committed_records_are_kept_for_a_while_when_there_is_room(tmp_pat
 
 
 async def test_room_counts_more_than_age(tmp_path: Path) -> None:
-    async with open_local_log(f"local:{tmp_path}/log.db?partitions=1&keep_s=1000&max_bytes=300000") as eventlog:
-        async with eventlog.consumer("a", [TOPIC]) as one:
-            for _ in range(5):
-                await fill(eventlog, 25, size=4000)
-                await one.commit(Batch(tuple(await drain(one))).next_offsets())
+    url = f"local:{tmp_path}/log.db?partitions=1&keep_s=1000&max_bytes=300000"
+    async with open_local_log(url) as eventlog, eventlog.consumer("a", [TOPIC]) as one:
+        for _ in range(5):
+            await fill(eventlog, 25, size=4000)
+            await one.commit(Batch(tuple(await drain(one))).next_offsets())
 
 
 async def test_a_group_that_never_comes_back_can_be_forgotten(tmp_path: Path) -> None:
