@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import shutil
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from latebind_proto import events_pb2
 
 from kit.clock import FakeClock
+from kit.db import open_database
 from kit.db.migrate import migrate
 from kit.db.outbox import relay_once
 from kit.eventlog import Message, Record
@@ -185,6 +187,19 @@ class Registry:
         return list(batch.records)
 
 
+@pytest.fixture(scope="session")
+def _template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database that went through the migrations once; each test starts from a copy."""
+    folder = tmp_path_factory.mktemp("registry")
+
+    async def make() -> None:
+        async with open_database(f"sqlite:{folder}/registry.db", FakeClock()) as database:
+            await migrate(database, "services.registry")
+
+    asyncio.run(make())
+    return folder / "registry.db"
+
+
 @asynccontextmanager
 async def open_registry(data_dir: Path, clock: FakeClock, **settings: Any) -> AsyncIterator[Registry]:
     async with open_ports(PortSettings(data_dir=data_dir), ["registry"], clock=clock, metrics=NullMetrics()) as opened:
@@ -195,8 +210,9 @@ async def open_registry(data_dir: Path, clock: FakeClock, **settings: Any) -> As
 
 
 @pytest.fixture
-async def empty(tmp_path: Path, clock: FakeClock) -> AsyncIterator[Registry]:
+async def empty(tmp_path: Path, clock: FakeClock, _template: Path) -> AsyncIterator[Registry]:
     """A registry without accounts."""
+    shutil.copy(_template, tmp_path / "registry.db")
     async with open_registry(tmp_path, clock) as registry:
         yield registry
 
@@ -238,7 +254,7 @@ class Phone:
         return base64.b64encode(self.key.sign(text.encode())).decode()
 
     async def enrol(self, enrolment_key: str, *, nonce: str | None = None, **changes: str) -> httpx2.Response:
-        nonce = nonce or await self.nonce()
+        nonce = await self.nonce() if nonce is None else nonce
         text = f"latebind-enrol-v1\n{self.account}\n{self.install_id}\n{self.public_key}\n{nonce}"
         body = {
             "account": self.account,
@@ -251,7 +267,7 @@ class Phone:
         return await self.client.post("/v1/device/enroll", json={**body, **changes})
 
     async def renew(self, *, nonce: str | None = None, **changes: str) -> httpx2.Response:
-        nonce = nonce or await self.nonce()
+        nonce = await self.nonce() if nonce is None else nonce
         signature = self.sign(f"latebind-token-v1\n{self.account}\n{self.install_id}\n{nonce}")
         body = {"account": self.account, "install_id": self.install_id, "nonce": nonce, "signature": signature}
         return await self.client.post("/v1/device/token", json={**body, **changes})

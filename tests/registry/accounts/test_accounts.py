@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 import stat
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +12,7 @@ from latebind_proto import events_pb2
 from sqlalchemy import text
 
 from kit.clock import FakeClock, rfc3339
-from kit.identity import Kind, Principal, Scope
+from kit.identity import Kind
 from services.registry.accounts.bootstrap import OperatorKeyFileInvalid, ensure_operator_key
 from services.registry.accounts.domain import SecretKind, new_secret, parse_secret
 from tests.registry.conftest import OPERATOR, SERVICE, Registry, code, open_registry, user
@@ -46,10 +46,10 @@ async def test_a_new_account_comes_with_an_admin_key_and_is_announced(empty: Reg
     assert await empty.told("account.created") == []
 
 
-@pytest.mark.parametrize("name", ["", "a", "Acme", "9lives", "a_b", "a/b", "-a", "a-", "a" * 41, "ac me", "acme\n"])
-async def test_account_names_are_slugs(empty: Registry, name: str) -> None:
-    answer = await empty.client(OPERATOR).post("/v1/accounts", json={"account": name})
-    assert code(answer) == (422, "MALFORMED_BODY")
+async def test_account_names_are_slugs(empty: Registry) -> None:
+    for name in ("", "a", "Acme", "9lives", "a_b", "a/b", "-a", "a-", "a" * 41, "ac me", "acme\n"):
+        answer = await empty.client(OPERATOR).post("/v1/accounts", json={"account": name})
+        assert code(answer) == (422, "MALFORMED_BODY"), name
 
 
 async def test_accounts_are_listed_in_pages_and_read_by_their_admin(empty: Registry) -> None:
@@ -113,7 +113,7 @@ async def test_expiry_and_revocation(registry: Registry) -> None:
     assert (await verify(registry, long["key"]))[1]["code"] == "CREDENTIAL_REVOKED"
 
 
-async def test_credentials_that_are_none(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_credentials_that_are_none(registry: Registry) -> None:
     enrolment = (await registry.acme.post("/v1/enrolment-keys", json={})).json()["key"]
     good = (await registry.acme.post("/v1/api-keys", json={"scopes": ["read"]})).json()["key"]
     other_secret = new_secret(SecretKind.API)
@@ -202,8 +202,6 @@ async def test_a_start_that_was_killed_before_the_database_knew_the_key_repeats_
 
 
 async def test_one_idempotency_key_makes_one_account(empty: Registry) -> None:
-    import asyncio
-
     headers = {"idempotency-key": "k1"}
     client = empty.client(OPERATOR)
     answers = await asyncio.gather(*(client.post("/v1/accounts", json={"account": "acme"}, headers=headers) for _ in range(50)))
@@ -218,4 +216,3 @@ def test_secrets_have_the_written_form() -> None:
         assert len(secret.text) == 67
         assert parse_secret(secret.text) == secret
         assert secret.text not in repr(secret)
-    assert json.dumps(Principal(Kind.USER, "a", "b", frozenset({Scope.READ})).id) == '"a"'
