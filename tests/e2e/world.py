@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from latebind.device.agent import DeviceAgent
 from latebind.device.options import DeviceOptions
 
@@ -87,14 +89,14 @@ class World:
 
     def collection(self, rules: Mapping[str, Any]) -> str:
         """Make a collection with published rules; returns its id."""
-        collection = str(self.ok(self.client.post("/v1/collections", json={"name": "test"}))["collection_id"])
+        collection = str(self.ok(self.client.post("/v1/collections", json={"name": "test"}))["id"])
         self.publish(collection, rules)
         return collection
 
     def publish(self, collection: str, rules: Mapping[str, Any]) -> int:
         """Replace the draft and publish it; returns the revision."""
         self.ok(self.client.put(f"/v1/collections/{collection}/draft", json=rules))
-        return int(self.ok(self.client.post(f"/v1/collections/{collection}:publish", json={}))["revision"])
+        return int(self.ok(self.client.post(f"/v1/collections/{collection}:publish", json={}))["revision"]["revision"])
 
     def enrolment_key(self, quota: int = 1000) -> str:
         """Make an enrolment key."""
@@ -110,6 +112,24 @@ class World:
             context=context,
             options=DeviceOptions(**{"start_spread_s": 0.0, "retry_base_s": 0.05, "retry_cap_s": 0.5, **options}),
         )
+
+    def device_token(self, enrolment_key: str) -> tuple[str, str]:
+        """Enrol by hand, as docs/wire.md says; returns install id and token."""
+        private = Ed25519PrivateKey.generate()
+        install_id = str(uuid.uuid4())
+        public = base64.b64encode(private.public_key().public_bytes_raw()).decode()
+        with httpx2.Client(base_url=self.server.url) as nobody:
+            nonce = self.ok(nobody.post("/v1/device/challenge"))["nonce"]
+            proof = f"latebind-enrol-v1\n{self.account}\n{install_id}\n{public}\n{nonce}"
+            body = {
+                "account": self.account,
+                "enrolment_key": enrolment_key,
+                "install_id": install_id,
+                "public_key": public,
+                "nonce": nonce,
+                "signature": base64.b64encode(private.sign(proof.encode())).decode(),
+            }
+            return install_id, str(self.ok(nobody.post("/v1/device/enroll", json=body))["token"])
 
     def inferences(self, **params: Any) -> int:
         """All inferences that analytics know."""
