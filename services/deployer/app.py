@@ -24,7 +24,7 @@ def create_part(settings: DeployerSettings, ports: Ports) -> Part:
     snapshot, sightings = Snapshot(), Sightings()
     signer = DerivedSigner(ports.secrets.key(ROLE), ROLE)
     loader = Loader(ports.database, snapshot, signer=signer, clock=ports.clock)
-    fleet = FleetService(ports.database, sightings, ports.clock, history_days=settings.history_days)
+    fleet = FleetService(ports.database, sightings, ports.clock, history_days=settings.history_days, ready_wait_s=settings.ready_wait_s)
     resolver = Resolver(
         snapshot,
         sightings,

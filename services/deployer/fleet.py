@@ -28,7 +28,6 @@ log = get_logger(__name__)
 
 HISTORY = 50
 _FRESH_MS = 10_000
-_WAIT_S = 2.0
 _PAUSE_S = 0.05
 _PAGE = 500
 #: Devices that are decided before other work gets its turn.
@@ -46,9 +45,9 @@ class Simulation:
 class FleetService:
     """Devices of all accounts; every call names the account of its caller."""
 
-    def __init__(self, database: Database, sightings: Sightings, clock: Clock, *, history_days: int) -> None:
+    def __init__(self, database: Database, sightings: Sightings, clock: Clock, *, history_days: int, ready_wait_s: float) -> None:
         self._database, self._sightings, self._clock = database, sightings, clock
-        self._history = timedelta(days=history_days)
+        self._history, self._wait_s = timedelta(days=history_days), ready_wait_s
 
     async def page(self, account: str, *, after: str, limit: int, collection: str | None) -> list[Device]:
         """Return devices by install id, all or those that asked for a collection."""
@@ -66,7 +65,7 @@ class FleetService:
 
     async def decision(self, account: str, decision_id: str) -> Decision:
         """Return a decision; one that was made a moment ago is waited for. Raises `DecisionNotFound`."""
-        until = self._clock.monotonic() + (_WAIT_S if self._is_fresh(decision_id) else 0)
+        until = self._clock.monotonic() + (self._wait_s if self._is_fresh(decision_id) else 0)
         while True:
             async with self._database.read() as reader:
                 found = await store_devices.decision_of(reader, account, decision_id)
