@@ -217,7 +217,7 @@ def _arrow_stream(columns: Columns) -> bytes:
     arrow = _pyarrow()
     try:
         batch = arrow.table({name: _column(values) for name, values in columns.items()})
-    except (arrow.ArrowException, TypeError) as error:
+    except (arrow.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise StatementFailed(0, f"a column cannot be read: {error}") from error
     sink = arrow.BufferOutputStream()
     with arrow.ipc.new_stream(sink, batch.schema) as writer:
