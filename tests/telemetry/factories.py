@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import zstandard
-
 from latebind_proto.events_pb2 import TelemetryReceived
 from latebind_proto.telemetry_pb2 import DeviceFacts, Failure, PackageRef, Series, TelemetryBatch
 
@@ -35,13 +34,23 @@ PIXEL = {
     "sdk_name": "latebind-python",
     "sdk_version": "1.0.0",
 }
-OLD_PHONE = {**PIXEL, "device_model": "Moto G", "soc": "sm6225", "os_version": "11", "api_level": 30, "country": "BR", "app_version": "4.1.0"}
+OLD_PHONE = {
+    **PIXEL,
+    "device_model": "Moto G",
+    "soc": "sm6225",
+    "os_version": "11",
+    "api_level": 30,
+    "country": "BR",
+    "app_version": "4.1.0",
+}
 LAPTOP = {"device_model": "XPS", "soc": "i7", "os_name": "linux", "app_version": "4.2.0"}
 DEVICES = (PIXEL, OLD_PHONE, LAPTOP)
 
 
 def package(model: str = "yolo", version: int = 7, variant: str = "onnx-fp32", **more: Any) -> PackageRef:
-    return PackageRef(collection="c_1", model_id=model, version=version, variant=variant, engine="onnxruntime", package_digest=b"d" * 32, **more)
+    return PackageRef(
+        collection="c_1", model_id=model, version=version, variant=variant, engine="onnxruntime", package_digest=b"d" * 32, **more
+    )
 
 
 def deltas(values: Iterable[int], start: int = 0) -> list[int]:
@@ -53,7 +62,12 @@ def deltas(values: Iterable[int], start: int = 0) -> list[int]:
 
 
 def samples(
-    latencies: Sequence[int], *, of: PackageRef | None = None, phase: int = 3, at_ms: Sequence[int] | None = None, base_ms: int = NOW_MS - 60_000
+    latencies: Sequence[int],
+    *,
+    of: PackageRef | None = None,
+    phase: int = 3,
+    at_ms: Sequence[int] | None = None,
+    base_ms: int = NOW_MS - 60_000,
 ) -> Series:
     moments = at_ms if at_ms is not None else [base_ms + 20 * number for number in range(len(latencies))]
     series = Series(package=of or package(), phase=phase, base_ms=base_ms)
@@ -70,7 +84,9 @@ def sketch(buckets: Mapping[int, int], *, of: PackageRef | None = None, phase: i
     return series
 
 
-def failure(phase: int = 5, code: str = "RUN_FAILED", *, at_ms: int = NOW_MS - 30_000, of: PackageRef | None = None, detail: str = "") -> Failure:
+def failure(
+    phase: int = 5, code: str = "RUN_FAILED", *, at_ms: int = NOW_MS - 30_000, of: PackageRef | None = None, detail: str = ""
+) -> Failure:
     return Failure(package=of, phase=phase, code=code, detail=detail, at_ms=at_ms)
 
 
@@ -117,7 +133,9 @@ def random_batch(rng: random.Random, *, facts: Mapping[str, Any] | None = None, 
         base = NOW_MS - rng.randint(1, days * 86_400_000)
         phase = rng.choice([1, 2, 3, 3, 3])
         if rng.random() < 0.3:
-            series.append(sketch({rng.randint(300, 700): rng.randint(1, 50) for _ in range(rng.randint(1, 8))}, of=of, phase=phase, base_ms=base))
+            series.append(
+                sketch({rng.randint(300, 700): rng.randint(1, 50) for _ in range(rng.randint(1, 8))}, of=of, phase=phase, base_ms=base)
+            )
         else:
             latencies = [int(rng.lognormvariate(9, 0.5)) for _ in range(rng.randint(0, 30))]
             series.append(samples(latencies, of=of, phase=phase, base_ms=base))

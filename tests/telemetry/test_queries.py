@@ -11,7 +11,20 @@ import pytest
 from services.telemetry.errors import QueryInvalid
 from services.telemetry.queries import Rows
 from services.telemetry.selection import Selection
-from tests.telemetry.factories import NOW, NOW_MS, OLD_PHONE, PIXEL, History, batch, envelope, failure, package, random_batch, samples, sketch
+from tests.telemetry.factories import (
+    NOW,
+    NOW_MS,
+    OLD_PHONE,
+    PIXEL,
+    History,
+    batch,
+    envelope,
+    failure,
+    package,
+    random_batch,
+    samples,
+    sketch,
+)
 from tests.telemetry.stores import Stores
 
 DIMENSIONS = ("model", "version", "variant", "device_model", "soc", "os", "api_level", "country", "app_version")
@@ -162,7 +175,9 @@ async def test_sketches_weigh_what_they_count(stores: Stores) -> None:
 
 
 async def test_answers_are_bounded_and_say_so(stores: Stores) -> None:
-    await stores.send([envelope(batch(samples([10]), facts={**PIXEL, "soc": f"soc-{number:02}"}), install=f"{number}") for number in range(12)])
+    await stores.send(
+        [envelope(batch(samples([10]), facts={**PIXEL, "soc": f"soc-{number:02}"}), install=f"{number}") for number in range(12)]
+    )
     await stores.write_all()
     for limit, truncated in ((11, True), (12, False)):
         answers: list[Rows] = [
