@@ -276,7 +276,8 @@ class Collections(Group):
 
     def lint(self, collection: str, rules: Mapping[str, Any] | None = None) -> Sequence[Json]:
         """What is odd about the draft, or about other rules: `code`, `severity`, `rule_id`, `other_rule_id`, `detail`."""
-        findings: Sequence[Json] = self._session.post(f"{self._path(collection)}:lint", {} if rules is None else {"rules": rules})["findings"]
+        body = {} if rules is None else {"rules": rules}
+        findings: Sequence[Json] = self._session.post(f"{self._path(collection)}:lint", body)["findings"]
         return findings
 
     def simulate(self, collection: str, rules: Mapping[str, Any] | None = None) -> Json:

@@ -19,13 +19,15 @@ from urllib.parse import quote, urlencode, urljoin
 from latebind._files import disk_errors, place, remove
 from latebind._retry import Backoff, is_retryable, parse_retry_after
 from latebind._transport import Response, Transport
-from latebind.errors import ResponseInvalid, ServerError, ServerUnreachable, from_problem
+from latebind.errors import Conflict, ResponseInvalid, ServerError, ServerUnreachable, from_problem
 
 Json = dict[str, Any]
 
 MAX_ATTEMPTS = 4
 # The longest that all waits of one call take together, when the server asks to come back.
 MAX_WAIT_S = 30.0
+# The same for a conflict that may pass (a version that is about to be ready): a typing mistake must not take half a minute.
+MAX_CONFLICT_WAIT_S = 5.0
 # The longest silence of an event stream before it counts as broken; the server sends keep-alives far more often.
 SSE_SILENCE_S = 60.0
 _MAX_SSE_LINE = 1 << 20
@@ -122,10 +124,11 @@ class Session:
                 if not _worth_again(error):
                     raise error
             retry_after = error.retry_after_s if isinstance(error, ServerError) else None
+            longest = MAX_CONFLICT_WAIT_S if isinstance(error, Conflict) else MAX_WAIT_S
             pause = backoff.failed(retry_after)
             waited += pause
             # What the server asks to wait for is tried until the time is up; anything else a few times.
-            if waited > MAX_WAIT_S or (retry_after is None and backoff.failures >= self._attempts):
+            if waited > longest or (retry_after is None and backoff.failures >= self._attempts):
                 raise error
             self._sleep(pause)
 

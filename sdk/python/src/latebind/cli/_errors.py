@@ -8,6 +8,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 from latebind import errors
+from latebind._declaration import DeclarationInvalid
 from latebind.errors import LatebindError
 
 
@@ -76,6 +77,8 @@ _HINTS = {
     "UNAUTHENTICATED": "log in with a key that is valid: latebind login SERVER",
     "FORBIDDEN": "use a key with a higher scope: latebind api-key create --scope publish (needs an admin key)",
     "PARAMETER_CONTRACT_BROKEN": "keep names and types as they are (latebind model show MODEL lists them), or start a new model id",
+    "RULES_INVALID": "correct the rules (docs/rules.md) and try again: latebind collection edit COLLECTION",
+    "VERSION_NOT_READY": "latebind model versions MODEL shows the states; check the names in the rules",
     "COLLECTION_NOT_FOUND": "latebind collection list shows the ids; a collection answers after latebind collection publish",
     "NO_MATCH": "latebind collection explain COLLECTION says which rule stopped this device, or give the collection a default",
     "NO_COMPATIBLE_PACKAGE": "latebind collection explain COLLECTION says what each package needs and what the device reported",
@@ -90,6 +93,7 @@ _HINTS = {
 }
 
 _BY_CLASS: tuple[tuple[type[LatebindError], ExitCode, str], ...] = (
+    (DeclarationInvalid, ExitCode.USAGE, "latebind push --help shows how to write it; docs/cli.md has a latebind.yaml"),
     (errors.NoMatch, ExitCode.NO_PACKAGE, ""),
     (errors.NoCompatiblePackage, ExitCode.NO_PACKAGE, ""),
     (errors.Unauthorized, ExitCode.CREDENTIALS, "log in with a key that is valid: latebind login SERVER"),

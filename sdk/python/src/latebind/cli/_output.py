@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,9 @@ from latebind.cli._errors import as_json, details_of, hint_of
 from latebind.errors import LatebindError
 
 WIDE = 200
+
+# Moments are shown to the second, in UTC as they come; --json has all of them.
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 
 #: Heading → key of an item, or what makes the cell of it.
 Columns = Mapping[str, str | Callable[[Mapping[str, Any]], Any]]
@@ -65,7 +69,8 @@ class Output:
         rows = [list(row) for row in rows]
         table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False, header_style="bold")
         for place, heading in enumerate(headings):
-            numeric = bool(rows) and all(isinstance(row[place], int | float) or row[place] is None for row in rows)
+            cells = [row[place] for row in rows if row[place] is not None]
+            numeric = bool(cells) and all(isinstance(cell, int | float) for cell in cells)
             table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
         for row in rows:
             table.add_row(*(_text(value) for value in row))
@@ -162,6 +167,8 @@ def _plain(value: Any) -> str:
         return f"{value:.3f}".rstrip("0").rstrip(".")
     if isinstance(value, list | tuple):
         return ", ".join(str(one) for one in value)
+    if isinstance(value, str) and _MOMENT.fullmatch(value):
+        return f"{value[:10]} {value[11:19]}" if value[11:19] != "00:00:00" else value[:10]
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
 
 

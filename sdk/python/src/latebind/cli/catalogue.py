@@ -165,8 +165,7 @@ def _add_entry(folder: Path, entry: dict[str, Any]) -> None:
 def _add_keys(folder: Path, keys: list[dict[str, Any]]) -> None:
     path = folder / KEYS
     stored: list[dict[str, Any]] = _read_json(path) if path.exists() else []
-    known = {key["key_id"]: key for key in stored}
-    known |= {key["key_id"]: {"key_id": key["key_id"], "public_key": key["public_key"]} for key in keys}
+    known = {key["key_id"]: {"key_id": key["key_id"], "public_key": key["public_key"]} for key in [*stored, *keys]}
     write_json(path, list(known.values()))
 
 

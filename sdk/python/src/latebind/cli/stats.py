@@ -15,6 +15,11 @@ from latebind.cli._times import parse_duration
 
 app = typer.Typer()
 
+_DIMENSIONS = (
+    *("collection", "model", "version", "variant", "engine", "device_model", "soc", "abi", "os", "os_version", "api_level", "country"),
+    *("app_id", "app_version", "sdk_version", "phase", "code"),
+)
+
 By = Annotated[
     list[str] | None,
     typer.Option(
@@ -157,18 +162,17 @@ def _show(out: Output, found: Mapping[str, Any]) -> None:
     if not items:
         out.note("nothing was measured in this time: devices send about every minute")
         return
-    headings = [name for name in items[0] if name != "last_detail"]
-    out.table([name.replace("_", " ") for name in headings], [[_value(item[name]) for name in headings] for item in items])
+    headings = sorted((name for name in items[0] if name != "last_detail"), key=_place)
+    out.table([name.replace("_", " ") for name in headings], [[item[name] for name in headings] for item in items])
     if found.get("truncated"):
         out.warn("there are more rows: raise --limit, or ask for less with --where")
     if found.get("dropped_samples"):
         out.warn(f"devices had to give up {found['dropped_samples']} measurements; the true number is at most that much higher")
 
 
-def _value(value: Any) -> Any:
-    if isinstance(value, str) and value.endswith("T00:00:00Z"):
-        return value.removesuffix("T00:00:00Z")
-    return value
+def _place(name: str) -> int:
+    """Time first, then what it is grouped by, then the figures."""
+    return 0 if name == "start" else 1 + _DIMENSIONS.index(name) if name in _DIMENSIONS else 100
 
 
 def _filters(where: Iterable[str] | None) -> dict[str, list[str]]:
