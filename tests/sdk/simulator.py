@@ -436,6 +436,7 @@ class _Request:
     def cut(self) -> None:
         self.handler.close_connection = True
         with contextlib.suppress(OSError):
+            self.handler.wfile.flush()
             self.handler.connection.shutdown(socket.SHUT_RDWR)
 
 
@@ -444,6 +445,10 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     wbufsize = -1
     server: _Server
+
+    def finish(self) -> None:
+        with contextlib.suppress(ConnectionError):
+            super().finish()
 
     def handle_one_request(self) -> None:
         with contextlib.suppress(ConnectionError, ValueError):

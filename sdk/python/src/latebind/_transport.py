@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import httpx2
 
-from latebind.errors import ResponseInvalid, ServerUnreachable
+from latebind.errors import ConnectionLost, ResponseInvalid, ServerUnreachable
 
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_CONNECT_TIMEOUT_S = 10.0
@@ -159,8 +159,12 @@ def _network_errors(url: str) -> Iterator[None]:
     """Vendor errors stop here."""
     try:
         yield
+    except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+        raise ServerUnreachable(f"{_host(url)} cannot be reached: {error or 'no connection in time'}") from error
     except httpx2.TimeoutException as error:
-        raise ServerUnreachable(f"{_host(url)} did not answer in time") from error
+        raise ConnectionLost(f"{_host(url)} did not answer in time") from error
+    except (httpx2.NetworkError, httpx2.RemoteProtocolError) as error:
+        raise ConnectionLost(f"the connection to {_host(url)} broke: {error or type(error).__name__}") from error
     except (httpx2.RequestError, httpx2.StreamError) as error:
         raise ServerUnreachable(f"{_host(url)} cannot be reached: {error or type(error).__name__}") from error
     except httpx2.InvalidURL as error:

@@ -197,6 +197,12 @@ class ServerUnreachable(DeviceError):
     default_code = "SERVER_UNREACHABLE"
 
 
+class ConnectionLost(ServerUnreachable):
+    """The server was reached, but the answer did not come, or not whole."""
+
+    default_code = "CONNECTION_LOST"
+
+
 class ResponseInvalid(DeviceError):
     """The server answered something that docs/wire.md does not allow."""
 

@@ -32,7 +32,7 @@ from latebind.device.decision import PollOutcome
 from latebind.device.engines import Engine, find_engines
 from latebind.device.handle import Handle
 from latebind.device.options import DeviceOptions
-from latebind.errors import Closed, DownloadFailed, LatebindError, ServerError, ServerUnreachable
+from latebind.errors import Closed, ConnectionLost, DownloadFailed, LatebindError, ServerError, ServerUnreachable
 
 log = logging.getLogger("latebind")
 
@@ -359,4 +359,4 @@ def _close_result(future: concurrent.futures.Future[Handle]) -> None:
 def _may_help_to_retry(error: LatebindError) -> bool:
     if isinstance(error, ServerError):
         return is_retryable(error.status)
-    return isinstance(error, DownloadFailed) or error.code == "TRUST_INVALID"
+    return isinstance(error, DownloadFailed) or isinstance(error.__cause__, ConnectionLost) or error.code == "TRUST_INVALID"

@@ -80,7 +80,7 @@ class CollectionUpdater:
             if model is None:
                 outcome, model = self._poll(want_model=True)
                 if model is None:
-                    raise self._why_nothing(outcome)
+                    raise self._why_nothing(outcome) from outcome.error
             # A model opened from the cache may be one that has not proved itself before the process ended.
             handle = Handle(
                 model=model,

@@ -176,7 +176,11 @@ class Chains:
         with self._lock:
             chains = list(self._live)
         for chain in chains:
-            chain.fail(error)
+            try:
+                chain.fail(error)
+            except Exception as raised:
+                # Whoever does not listen for errors raises them again (ReactiveX's default); closing goes on.
+                log.debug("a chain without an error handler ended: %s", raised)
 
     def _forget(self, chain: Chain) -> None:
         chain.stop()
