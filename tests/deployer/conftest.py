@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import uuid
@@ -13,6 +12,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from latebind_proto import events_pb2
 
 from kit.clock import Clock, FakeClock, SystemClock
 from kit.db import open_database
@@ -23,7 +23,6 @@ from kit.identity import COUNTRY_HEADER, PRINCIPAL_HEADER, Kind, Principal, Prin
 from kit.ids import new_id
 from kit.metrics import NullMetrics
 from kit.ports import Part, Ports, Secrets
-from latebind_proto import events_pb2
 from services.deployer import events
 from services.deployer.app import create_part
 from services.deployer.settings import DeployerSettings
@@ -33,7 +32,9 @@ NONCE = "nonce-0123456789abcdef"
 
 def manifest(model: str, version: int, variant: str = "onnx-fp32", **more: Any) -> dict[str, Any]:
     """A manifest as the packager writes it."""
-    files = more.pop("files", [("model.onnx", "graph", 1000 * version, f"{model}-{version}-{variant}"), ("labels", "auxiliary", 100, f"{model}-labels")])
+    files = more.pop(
+        "files", [("model.onnx", "graph", 1000 * version, f"{model}-{version}-{variant}"), ("labels", "auxiliary", 100, f"{model}-labels")]
+    )
     return {
         "manifest_version": 1,
         "account": "acme",
@@ -78,7 +79,10 @@ class World:
     async def call(self, method: str, path: str, body: Any = None, *, caller: Principal | None = None, **headers: str) -> httpx2.Response:
         """A person's request, by default with an admin key of acme."""
         who = caller or Principal(Kind.USER, "key1", "acme", granted(frozenset({Scope.ADMIN})))
-        sent = {PRINCIPAL_HEADER.decode(): self.ports.seal.seal(who).decode(), **{name.replace("_", "-"): value for name, value in headers.items()}}
+        sent = {
+            PRINCIPAL_HEADER.decode(): self.ports.seal.seal(who).decode(),
+            **{name.replace("_", "-"): value for name, value in headers.items()},
+        }
         if body is not None:
             sent["content-type"] = "application/json"
         content = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
@@ -129,7 +133,9 @@ class World:
             data = json.dumps(one).encode()
             size = sum(file["size"] for file in one["files"])
             packages.append(
-                events_pb2.Package(variant=one["variant"], digest=hashlib.sha256(data).hexdigest(), manifest_json=data, envelope_json=b"{}", size=size)
+                events_pb2.Package(
+                    variant=one["variant"], digest=hashlib.sha256(data).hexdigest(), manifest_json=data, envelope_json=b"{}", size=size
+                )
             )
         first = manifests[0]
         message = events_pb2.VersionReadied(account=account, model_id=first["model_id"], version=first["version"], packages=packages)
@@ -222,12 +228,3 @@ async def live_world(tmp_path: Path) -> AsyncIterator[World]:
 @pytest.fixture
 def install_id() -> str:
     return str(uuid.UUID(int=7, version=4))
-
-
-async def soon(check: Callable[[], Any], seconds: float = 5.0) -> Any:
-    """Wait until `check` gives something true."""
-    for _ in range(int(seconds / 0.02)):
-        if found := check():
-            return found
-        await asyncio.sleep(0.02)
-    raise AssertionError("it did not happen in time")
