@@ -96,6 +96,7 @@ class Faults:
     cut_blobs_at: list[int] = field(default_factory=list)  # bytes after which the next blob answers break off
     blob_delay_s: float = 0.0  # per piece of 16 KiB
     ignore_ranges: bool = False
+    packages: dict[str, Package] = field(default_factory=dict)  # what is sent in place of a package
     change_blob: Callable[[bytes], bytes] | None = None
     change_assignment: Callable[[dict[str, Any]], dict[str, Any]] | None = None  # before signing
     change_envelope: Callable[[dict[str, Any]], dict[str, Any]] | None = None  # after signing
@@ -277,7 +278,7 @@ class Simulator:
         if found := re.fullmatch(r"/v1/device/collections/([^/]+):resolve", path):
             return self.resolve(request, install, found[1])
         if found := re.fullmatch(r"/v1/device/packages/([0-9a-f]{64})/(manifest|signature)", path):
-            package = self.packages.get(found[1])
+            package = self.faults.packages.get(found[1], self.packages.get(found[1]))
             return request.problem(404, "NOT_FOUND") if package is None else request.send(200, getattr(package, found[2]))
         if found := re.fullmatch(r"/v1/device/blobs/([0-9a-f]{64})", path):
             return request.send(307, b"", {"location": f"/links/{found[1]}"})
