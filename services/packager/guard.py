@@ -3,7 +3,8 @@
 The child that the service starts is the guard. It forks the worker before anything else is loaded, waits for it, and kills whatever
 the worker left running, also what moved into another session, because the guard is the reaper of its descendants (`prctl(2)`). When
 the service dies, the kernel tells the guard, so that nothing goes on without an owner. It parses nothing and reads no input. This is
-the level "limits": it bounds resources, it does not take away files or network.
+the level "limits": it bounds resources, it does not take away files or network. Only Linux has all of it; elsewhere (a laptop) the
+worker and what stays in its process group are bounded and killed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+_LINUX = os.uname().sysname == "Linux"
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
@@ -37,7 +39,11 @@ def limit_self(limits: Mapping[str, int]) -> None:
     for name, wanted in limits.items():
         _, hard = resource.getrlimit(_LIMITS[name])
         value = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(_LIMITS[name], (value, value))
+        try:
+            resource.setrlimit(_LIMITS[name], (value, value))
+        except (OSError, ValueError):
+            if _LINUX:
+                raise
 
 
 def guard(work: Callable[[], int], parent: int) -> int:
@@ -55,17 +61,25 @@ def guard(work: Callable[[], int], parent: int) -> int:
         os._exit(_work(work, os.getppid()))
     os.close(0)
     os.close(1)
-    status = 128 + signal.SIGTERM
+    ended = None
     while os.getppid() == parent:
         ended = _reap(worker)
-        if ended is not None:
-            status = ended
+        if ended is not None or _asked_to_stop():
             break
-        arrived = signal.sigtimedwait(_WATCHED, 1.0)
-        if arrived is not None and arrived.si_signo == signal.SIGTERM:
-            break
+    if ended is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
     _kill_descendants()
-    return status
+    return 128 + signal.SIGTERM if ended is None else ended
+
+
+def _asked_to_stop() -> bool:
+    """Wait for a signal, a second at most. Return whether it was the one that ends everything."""
+    if _LINUX:
+        arrived = signal.sigtimedwait(_WATCHED, 1.0)
+        return arrived is not None and arrived.si_signo == signal.SIGTERM
+    time.sleep(0.02)
+    return signal.SIGTERM in signal.sigpending()
 
 
 def _work(work: Callable[[], int], guard_pid: int) -> int:
@@ -105,7 +119,9 @@ def _kill_descendants() -> None:
 
 
 def _children(parent: int) -> list[int]:
-    found = []
+    found: list[int] = []
+    if not _LINUX:
+        return found
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError, ValueError, IndexError):
@@ -116,4 +132,5 @@ def _children(parent: int) -> list[int]:
 
 
 def _prctl(option: int, value: int) -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(option, ctypes.c_ulong(value), 0, 0, 0)
+    if _LINUX:
+        ctypes.CDLL(None, use_errno=True).prctl(option, ctypes.c_ulong(value), 0, 0, 0)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from services.packager.answer import Answer, inspection
 from services.packager.sandbox import Limits, Sandbox, open_sandbox
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The loop that the server runs on: it starts processes in its own way."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture
