@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 from structlog import get_logger
@@ -178,10 +179,11 @@ class JobRunner(Worker):
                     await self._service.check(claim)
                     continue
                 notes = []
-            if notes and notes != [None]:
-                await asyncio.sleep(_FLUSH_S)
-            while not told.empty():
-                notes.append(told.get_nowait())
+            # A few at a time; the end does not wait for more.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_FLUSH_S if notes else 0):
+                    while None not in notes:
+                        notes.append(await told.get())
             await self._service.report(claim, [note for note in notes if note is not None])
             renew_at = self._clock.monotonic() + _RENEW_S
             if None in notes:
