@@ -87,7 +87,17 @@ class _Handle:
                 self._connection = self._connect()
             return work(self._connection)
         except RuntimeError as error:
+            self._renew()
             raise _translated(error) from error
+
+    def _renew(self) -> None:
+        """Take another connection: chDB keeps what a failed query had written already and puts it before the next answer."""
+        failed, self._connection = self._connection, None
+        if failed is not None:
+            # The new one comes first, because the engine stops with its last connection.
+            with suppress(RuntimeError):
+                self._connection = self._connect()
+            failed.close()
 
     def close(self) -> None:
         """Finish what is queued, then close the connection in its own thread."""
