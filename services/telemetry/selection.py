@@ -50,6 +50,8 @@ class Selection:
         for name, values in self.where.items():
             if not 1 <= len(values) <= MAX_FILTER_VALUES:
                 raise _invalid(name, f"1 to {MAX_FILTER_VALUES} values")
+            if CONTEXT[name] is int and not all(isinstance(value, int) and 0 <= value < 1 << 32 for value in values):
+                raise _invalid(name, "a number from 0 to 4294967295")
         if len(set(self.group_by)) != len(self.group_by):
             raise _invalid("group_by", "a dimension is named twice")
         if not 1 <= self.limit <= MAX_ROWS:
