@@ -90,7 +90,7 @@ def _model_fields(model: Model) -> dict[str, object]:
 class AliasTarget(WebModel):
     """Where to point an alias, and why; the history keeps both."""
 
-    version: Annotated[int, Field(ge=1)]
+    version: Annotated[int, Field(ge=1, le=2_147_483_647, strict=True)]
     why: Why = ""
 
 

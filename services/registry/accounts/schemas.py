@@ -94,7 +94,7 @@ class NewEnrolmentKey(Model):
     """An enrolment key to make. `quota` is how many installs may enrol with it."""
 
     name: _Name = ""
-    quota: Annotated[int, Field(ge=1, le=1_000_000_000)] = 1000
+    quota: Annotated[int, Field(ge=1, le=1_000_000_000, strict=True)] = 1000
     expires_at: AwareDatetime | None = None
     account: str | None = None
 

@@ -16,7 +16,7 @@ _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 class NewUpload(Model):
     """A file to upload. With `sha256`, completing it with another digest is refused."""
 
-    size: Annotated[int, Field(ge=0, lt=1 << 53)]
+    size: Annotated[int, Field(ge=0, lt=1 << 53, strict=True)]
     sha256: _Digest | None = None
     filename: Annotated[str, Field(max_length=255)] = ""
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, StrictBool
 
 from kit.web import Model
 from services.registry.schemas import Why
@@ -17,7 +17,7 @@ from services.registry.versions.declaration import with_roles
 from services.registry.versions.domain import Package, PackageSummary, Version, VersionState
 
 _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-_Size = Annotated[int, Field(ge=0, lt=1 << 53)]
+_Size = Annotated[int, Field(ge=0, lt=1 << 53, strict=True)]
 _Path = Annotated[str, Field(min_length=1, max_length=300)]
 _Count = Annotated[int, Field(ge=0, strict=True)]
 
@@ -65,7 +65,7 @@ class Tensor(Model):
 class Requires(Model):
     """What a device must have: memory in MiB, one of the ABIs, all of the accelerators."""
 
-    ram_mb: Annotated[int, Field(gt=0, lt=1 << 24)] | None = None
+    ram_mb: Annotated[int, Field(gt=0, lt=1 << 24, strict=True)] | None = None
     abi: Annotated[list[Annotated[str, Field(min_length=1, max_length=64)]], Field(min_length=1, max_length=32)] | None = None
     accelerators: Annotated[list[Annotated[str, Field(min_length=1, max_length=64)]], Field(min_length=1, max_length=32)] | None = None
 
@@ -227,7 +227,7 @@ class Committed(Model):
 class Archive(Model):
     """How to archive. `force` removes the aliases that point at the version."""
 
-    force: bool = False
+    force: StrictBool = False
     why: Why = ""
 
 
