@@ -26,6 +26,7 @@ LONGEST_PAUSE_S = 30.0
 STEADY_S = 30.0
 #: So many failures of one handler in a row turn readiness red; the worker goes on trying.
 UNHEALTHY_AFTER = 5
+_LOOK_S = 0.1
 
 log = get_logger(__name__)
 
@@ -265,8 +266,8 @@ class _Consume(Worker):
         async with self._log.consumer(self._group, self._topics) as consumer:
             while not stop.requested:
                 try:
-                    batch = await stop.unless(self._gather(consumer))
-                    if batch is None or not batch.records:
+                    batch = await self._gather(consumer, stop)
+                    if not batch.records:
                         continue
                     await self._finish(consumer, batch)
                     self._failures = 0
@@ -297,16 +298,26 @@ class _Consume(Worker):
         self._metrics.observe("latebind_log_batch_seconds", self._clock.monotonic() - start, group=self._group)
         self._metrics.count("latebind_log_records_total", len(batch.records), group=self._group)
 
-    async def _gather(self, consumer: Consumer) -> Batch:
-        """One batch; with `linger_s`, everything that arrives within that time of the first record, up to the limits."""
-        first = await consumer.batch(max_records=self._max_records, max_bytes=self._max_bytes, max_wait_s=self._max_wait_s)
+    async def _gather(self, consumer: Consumer, stop: Stop) -> Batch:
+        """One batch; with `linger_s`, what arrives within that time of the first record, up to the limits or the stop."""
+        first = await stop.unless(consumer.batch(max_records=self._max_records, max_bytes=self._max_bytes, max_wait_s=self._max_wait_s))
+        if first is None:
+            return Batch(())
         if self._linger_s <= 0 or not first.records:
             return first
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._linger_s
         records = list(first.records)
         size = sum(len(record.value) for record in records)
-        until = self._clock.monotonic() + self._linger_s
-        while (left := until - self._clock.monotonic()) > 0 and len(records) < self._max_records and size < self._max_bytes:
-            more = await consumer.batch(max_records=self._max_records - len(records), max_bytes=self._max_bytes - size, max_wait_s=left)
+        while not stop.requested and len(records) < self._max_records and size < self._max_bytes:
+            left = until - loop.time()
+            if left <= 0:
+                break
+            # Looks now and then instead of at every record: reading a few at a time costs more than it brings.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(left, _LOOK_S)):
+                    await stop.wait()
+            more = await consumer.batch(max_records=self._max_records - len(records), max_bytes=self._max_bytes - size, max_wait_s=0)
             records += more.records
             size += sum(len(record.value) for record in more.records)
         return Batch(tuple(records))
@@ -330,7 +341,8 @@ def consume(
 
     `handle` must bear to see a record again: after an error the batch is read again behind growing pauses (readiness turns red
     after `UNHEALTHY_AFTER` in a row), and what was handled but not committed when the process died comes once more.
-    `linger_s` makes bigger batches: after the first record it waits that long for others, or until a limit is reached.
+    `linger_s` makes bigger batches: after the first record it waits that long for others, or until a limit is reached; at the stop
+    what was gathered is handled. Waiting is in real seconds; `clock` times the pauses.
     """
     return _Consume(
         eventlog,

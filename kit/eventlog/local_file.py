@@ -216,7 +216,7 @@ class LogFile:
                 connection.close()
             self._tell(_settle, self._opened, None, error)
             return
-        log.debug("event log opened", path=str(self._path), sqlite=sqlite3.sqlite_version, used_bytes=contents.used_bytes)
+        log.info("event log opened", path=str(self._path), sqlite=sqlite3.sqlite_version, used_bytes=contents.used_bytes)
         self._tell(_settle, self._opened, contents, None)
         last = False
         while not last:

@@ -325,6 +325,22 @@ async def test_lingering_makes_bigger_batches(eventlog: EventLog, clock: FakeClo
     assert sizes == [10], "the limit ends the waiting"
 
 
+async def test_what_was_gathered_is_handled_at_the_stop(eventlog: EventLog) -> None:
+    seen: list[int] = []
+
+    async def handle(batch: Batch) -> None:
+        seen.extend(int(record.value) for record in batch.records)
+
+    await eventlog.append(TOPIC, messages(1, 2, 3))
+    async with asyncio.timeout(10), running([consume(eventlog, "readers", [TOPIC], handle, linger_s=3600)]):
+        await asyncio.sleep(0.15)
+        await eventlog.append(TOPIC, messages(4))
+        await asyncio.sleep(0.15)
+        assert seen == []
+    assert sorted(seen) == [1, 2, 3, 4]
+    assert await eventlog.lag("readers", TOPIC) == 0
+
+
 async def test_the_request_id_of_a_record_is_known_while_it_is_handled(eventlog: EventLog) -> None:
     ids: list[str] = []
 
