@@ -32,6 +32,8 @@ from latebind.device.state import PackageRef
 from latebind.errors import LatebindError, LoadFailed
 
 THREADS = 8
+# Devices send what they measured about this often; the SDK's own minute would be long for somebody who watches.
+SEND_S = 6.0
 # Made-up latencies: log-normal around these milliseconds times the kind's slowness.
 _LOAD_MS, _FIRST_MS, _STEADY_MS, _SPREAD = 40.0, 6.0, 3.0, 0.25
 
@@ -105,6 +107,7 @@ class SimulatedDevice:
         self._handles: dict[str, Handle] = {}
         self._inputs: dict[str, Any] = {}
         self._next_poll: dict[str, float] = {}
+        self._send_at = time.monotonic() + self.rng.uniform(0.0, SEND_S)
         claimed = [ClaimedEngine(runtime, engines.get(str(runtime["engine"])) if real else None) for runtime in kind.runtimes]
         context = {**kind.context, "attributes": {**kind.context.get("attributes", {}), "simulated": not real, "kind": kind.name}}
         if kind.groups:
@@ -159,6 +162,12 @@ class SimulatedDevice:
         outcome = self.agent.send()
         if outcome.error is not None:
             self.failures[outcome.error.code] += 1
+
+    def send_if_due(self) -> None:
+        """Send, if the last time was long enough ago."""
+        if time.monotonic() >= self._send_at:
+            self._send_at = time.monotonic() + self.rng.uniform(0.8, 1.2) * SEND_S
+            self.send()
 
     def close(self) -> None:
         """Release the models and the files."""
@@ -276,7 +285,7 @@ class Fleet:
             device.infer(collection, count)
             if device.is_due(collection):
                 device.poll(collection, poll_s=self.plan.poll_s)
-        device.send()
+        device.send_if_due()
 
     def _each(self, work: Callable[[SimulatedDevice], None], progress: Callable[[int], None] = lambda done: None) -> None:
         with ThreadPoolExecutor(THREADS, thread_name_prefix="latebind-fleet") as pool:

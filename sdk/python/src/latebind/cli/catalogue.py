@@ -85,7 +85,7 @@ def export(
                 f"{model} v{version} has no packages", hint=f"latebind model show {model} {version} says in which state it is"
             )
         account = packages[0]["manifest"]["account"]
-        keys = [key for key in client.accounts.signing_keys(account) if key["role"] == "package"]
+        keys: list[dict[str, Any]] = [key for key in client.accounts.signing_keys(account) if key["role"] == "package"]
         listed = [_write_package(client, out, package, folder, f"packages/{package['digest']}") for package in packages]
     entry = {
         "name": name or model,
@@ -157,7 +157,7 @@ def _write_package(client: latebind.Client, out: Output, package: dict[str, Any]
 def _add_entry(folder: Path, entry: dict[str, Any]) -> None:
     """Put the entry into the index, in the place of one of the same name."""
     path = folder / INDEX
-    index = _read_json(path) if path.exists() else {"catalogue_version": 1, "title": "", "entries": []}
+    index: dict[str, Any] = _read_json(path) if path.exists() else {"catalogue_version": 1, "title": "", "entries": []}
     entries = [one for one in index["entries"] if one["name"] != entry["name"]]
     write_json(path, {**index, "entries": [*entries, entry]})
 
@@ -165,7 +165,8 @@ def _add_entry(folder: Path, entry: dict[str, Any]) -> None:
 def _add_keys(folder: Path, keys: list[dict[str, Any]]) -> None:
     path = folder / KEYS
     stored: list[dict[str, Any]] = _read_json(path) if path.exists() else []
-    known = {key["key_id"]: {"key_id": key["key_id"], "public_key": key["public_key"]} for key in [*stored, *keys]}
+    every: list[dict[str, Any]] = [*stored, *keys]
+    known = {key["key_id"]: {"key_id": key["key_id"], "public_key": key["public_key"]} for key in every}
     write_json(path, list(known.values()))
 
 
