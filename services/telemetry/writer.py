@@ -1,7 +1,7 @@
 """Moves batches from the event log into the column store, each once in effect.
 
-Per partition: the range is planned in SQL → decoded → its rejects go to the dead letters → inserted under the range's token → the
-log's offset is committed → the plan is done. Whoever goes on after a crash finds the plan, cuts exactly that range again and inserts it
+Per partition: the range is planned in SQL → decoded → inserted under the range's token → its rejects go to the dead letters → the log's
+offset is committed → the plan is done. Whoever goes on after a crash finds the plan, cuts exactly that range again and inserts it
 under the same token, which adds nothing twice. Should a token be forgotten, or a device send a batch again, the tables replace rows of
 the same identity (schema/). It decides nothing about the contents: `decode.py` does.
 """
@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 
 from kit.clock import Clock
 from kit.db import Database
-from kit.eventlog import Consumer, EventLog, PartitionLost, Record
+from kit.eventlog import Consumer, EventLog, Message, PartitionLost, Record
 from kit.logs import get_logger
 from kit.metrics import Metric, Metrics
 from kit.workers import UNHEALTHY_AFTER, Backoff, Stop, Worker
@@ -143,19 +143,19 @@ class Writer(Worker):
         plans = [_plan_of(records) for records in ranges.values()]
         async with self._database.begin() as tx:
             await store.put_plans(tx, plans, self._clock.now())
-        rejected, patience = 0, self._patience
+        letters: list[Message] = []
+        patience = self._patience
         for plan, records in zip(plans, ranges.values(), strict=True):
             rejects = await self._insert(plan, records)
             patience = patience.after([record.key for record in records], {reject.position: reject.reason for reject in rejects})
-            rejected += len(rejects)
-            if rejects:
-                letters = [events.rejected(records[reject.position], reject.reason, reject.detail) for reject in rejects]
-                await self._log.append(events.REJECTED, letters)
+            letters += [events.rejected(records[reject.position], reject.reason, reject.detail) for reject in rejects]
+        if letters:
+            await self._log.append(events.REJECTED, letters)
         await consumer.commit({(plan.topic, plan.partition): plan.last + 1 for plan in plans})
         async with self._database.begin() as tx:
             await store.finish_plans(tx, plans)
         self._patience = patience
-        self._count(ranges, rejected)
+        self._count(ranges, len(letters))
 
     async def _insert(self, plan: Plan, records: Sequence[Record]) -> list[Reject]:
         """Insert a range chunk by chunk; decoding runs in a thread. Returns the rejects."""
