@@ -178,6 +178,4 @@ class DeviceAgent:
         ref = self.current(collection)
         if ref is None:
             raise LatebindError(f"nothing of the collection {collection!r} is installed", code="NOT_INSTALLED")
-        engine = self._parts.engines.get(ref.engine)
-        version = engine.version if engine is not None else ""
-        return RunSource(collection, ref.model_id, ref.version, ref.variant, ref.digest, ref.engine, version)
+        return self._parts.source(collection, ref)

@@ -48,9 +48,9 @@ class PollOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """The parts of a 200 answer that the device uses. Only the assignment in it is signed; the rest is for people."""
+    """The parts of a 200 answer that the device uses. Only the assignment in it is signed; the rest is for people and telemetry."""
 
-    package: str
+    package: PackageRef
     assignment: Any
     reason: str | None
     rule_id: str | None
@@ -63,7 +63,16 @@ def parse_resolved(body: Mapping[str, Any]) -> Resolved:
     digest = package.get("digest") if isinstance(package, dict) else None
     if not is_digest(digest):
         raise ResponseInvalid("resolve named no package")
-    return Resolved(str(digest), body.get("assignment"), _text(body, "reason"), _text(body, "rule_id"), _text(body, "decision_id"))
+    assert isinstance(package, dict)
+    version = package.get("version")
+    ref = PackageRef(
+        str(digest),
+        _text(package, "model_id") or "",
+        version if isinstance(version, int) and 0 <= version < 2**32 else 0,
+        _text(package, "variant") or "",
+        engine="",
+    )
+    return Resolved(ref, body.get("assignment"), _text(body, "reason"), _text(body, "rule_id"), _text(body, "decision_id"))
 
 
 def etag_to_send(state: CollectionState, *, now: float, machine: str, is_installed: bool) -> str | None:
@@ -112,6 +121,11 @@ def failure_phase_of(error: LatebindError) -> str:
     if isinstance(error, LoadFailed | GoldenTestFailed) or error.code == "ENGINE_MISSING":
         return "load"
     return "verify" if isinstance(error, VerificationFailed) else "download"
+
+
+def advised(state: CollectionState, advice: PollAdvice | None) -> CollectionState:
+    """The state with the server's latest advice, if it gave any."""
+    return state if advice is None else state.advised(advice.after_s, advice.spread_s)
 
 
 def poll_delay(advice: PollAdvice | None, options: DeviceOptions, rng: random.Random) -> float:

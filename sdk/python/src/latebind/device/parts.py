@@ -14,7 +14,8 @@ from latebind.device.clock import Clock
 from latebind.device.engines import Engine
 from latebind.device.options import DeviceOptions
 from latebind.device.sender import Reports
-from latebind.device.telemetry import Telemetry
+from latebind.device.state import PackageRef
+from latebind.device.telemetry import RunSource, Telemetry
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +43,9 @@ class DeviceParts:
         named = system if isinstance(system, Mapping) else {}
         engines = " ".join(f"{engine.name}={engine.version}" for engine in sorted(self.engines.values(), key=lambda item: item.name))
         return f"{named.get('name', '')} {named.get('version', '')} {engines}"
+
+    def source(self, collection: str, package: PackageRef) -> RunSource:
+        """Whose measurements and failures these are, when the package itself is not loaded."""
+        engine = self.engines.get(package.engine)
+        version = engine.version if engine is not None else ""
+        return RunSource(collection, package.model_id, package.version, package.variant, package.digest, package.engine, version)

@@ -79,6 +79,10 @@ class CollectionState:
         """Digests that eviction must spare."""
         return {ref.digest for ref in (self.current, self.previous) if ref is not None}
 
+    def advised(self, after_s: float, spread_s: float) -> CollectionState:
+        """When the server wants to be asked again."""
+        return replace(self, poll_after_s=after_s, poll_spread_s=spread_s)
+
     def accepted(self, assignment: Assignment, *, etag: str | None, decision_id: str | None) -> CollectionState:
         """A new assignment passed all checks. What failed under another assignment may be tried again."""
         changed = assignment.package != self.assigned

@@ -106,7 +106,7 @@ class CollectionUpdater:
                 return self._load(ref, test=self.state.tested_on != self._parts.machine)
             except (DeviceError, OSError) as error:
                 failure = decision.as_error(error)
-                self._note_failure(ref.digest, failure)
+                self._note_failure(ref, failure)
                 if not self._return(ref.digest, failure):
                     return None
         return None
@@ -142,12 +142,15 @@ class CollectionUpdater:
         """Bring handles that run another package than the current one (after a return) back in line, from the cache."""
         with self._lock:
             current = self.state.current
-            for handle in [item for item in self._handles if current is not None and item.info.package != current.digest]:
-                assert current is not None
+            if current is None:
+                return
+            for handle in self.handles:
+                if handle.info.package == current.digest:
+                    continue
                 try:
                     handle.switch(self._load(current, test=False), kind="returned")
                 except (DeviceError, OSError) as error:
-                    self._note_failure(current.digest, decision.as_error(error))
+                    self._note_failure(current, decision.as_error(error))
                 else:
                     self._tell("running", current.digest)
 
@@ -161,7 +164,7 @@ class CollectionUpdater:
                 package = self._parts.cache.open(current.digest, account=self._parts.account, trust=trust)
                 self._parts.cache.verify_fully(current.digest, package.manifest)
             except (DeviceError, OSError) as error:
-                self._note_failure(current.digest, decision.as_error(error))
+                self._note_failure(current, decision.as_error(error))
 
     def _poll(self, *, want_model: bool) -> tuple[PollOutcome, LoadedModel | None]:
         try:
@@ -209,7 +212,7 @@ class CollectionUpdater:
         """Check the assignment and remember it. Nothing is remembered of one that fails."""
         parts = self._parts
         expected = Expected(
-            parts.account, parts.api.identity.install_id, self._collection, nonce, resolved.package, last_counter=self.state.counter
+            parts.account, parts.api.identity.install_id, self._collection, nonce, resolved.package.digest, last_counter=self.state.counter
         )
         try:
             assignment = verify_assignment(resolved.assignment, expected, trust=trust, now=now)
@@ -218,14 +221,16 @@ class CollectionUpdater:
             raise
         if assignment.package != self.state.assigned:
             self._told.clear()
-        self._state.update(lambda state: state.accepted(assignment, etag=answer.etag, decision_id=resolved.decision_id))
+        self._state.update(
+            lambda state: decision.advised(state, answer.poll).accepted(assignment, etag=answer.etag, decision_id=resolved.decision_id)
+        )
 
-    def _act(self, digest: str, trust: Trust, *, want_model: bool) -> tuple[PollOutcome, LoadedModel | None]:
-        state = self.state
+    def _act(self, assigned: PackageRef, trust: Trust, *, want_model: bool) -> tuple[PollOutcome, LoadedModel | None]:
+        state, digest = self.state, assigned.digest
         step = decision.next_step(state, digest, machine=self._parts.machine, is_installed=self._is_installed(state.current))
         if step is Step.INSTALL:
             self._tell("assigned", digest)
-            return self._install(digest, trust, want_model=want_model)
+            return self._install(assigned, trust, want_model=want_model)
         outcome = self._unchanged_or_kept(digest)
         if step is Step.NOTHING and want_model and state.current is not None:
             return outcome, self._load(state.current, test=True)
@@ -233,8 +238,8 @@ class CollectionUpdater:
 
     # --- installing ---------------------------------------------------------------------------------------------------------------
 
-    def _install(self, digest: str, trust: Trust, *, want_model: bool) -> tuple[PollOutcome, LoadedModel | None]:
-        received = 0
+    def _install(self, assigned: PackageRef, trust: Trust, *, want_model: bool) -> tuple[PollOutcome, LoadedModel | None]:
+        digest, received = assigned.digest, 0
         try:
             manifest = self._parts.cache.fetch_manifest(digest, source=self._parts.api, account=self._parts.account, trust=trust)
             choose_engine(self._parts.engines, manifest)
@@ -244,7 +249,7 @@ class CollectionUpdater:
             model = self._bring_up(PackageRef.of(digest, manifest), want_model=want_model)
         except (LatebindError, OSError) as failure:
             error = decision.as_error(failure)
-            self._note_failure(digest, error)
+            self._note_failure(assigned, error)
             refusal = decision.refusal_of(self.state, digest, error, machine=self._parts.machine)
             if refusal is not None:
                 self._update_quietly(lambda state: state.failed(digest, refusal))
@@ -269,7 +274,7 @@ class CollectionUpdater:
             self._state.update(lambda state: state.switched(ref, tested_on=self._parts.machine).proven(ref.digest))
             self._tell("running", ref.digest)
             return None
-        handles = [handle for handle in self._handles if handle.info.package != ref.digest]
+        handles = [handle for handle in self.handles if handle.info.package != ref.digest]
         models = [self._load(ref, test=True)]
         try:
             while len(models) < len(handles) + want_model:
@@ -359,25 +364,18 @@ class CollectionUpdater:
         return PollOutcome(result, state.current, error, received, revision=state.revision, decision_id=state.decision_id)
 
     def _note_advice(self, answer: Answer, *, asked_with: str | None) -> None:
+        """Keep the advice of an answer without an assignment, and the ETag of a 304. (A 200 counts only once it is verified.)"""
         if answer.status == 304 and asked_with is None:
             raise ResponseInvalid("the server answered 304 to a question without an ETag")
-        advice = answer.poll
-        etag = answer.etag if answer.status == 304 and answer.etag else None
-        if advice is not None or etag is not None:
-            self._update_quietly(
-                lambda state: replace(
-                    state,
-                    poll_after_s=advice.after_s if advice is not None else state.poll_after_s,
-                    poll_spread_s=advice.spread_s if advice is not None else state.poll_spread_s,
-                    etag=etag or state.etag,
-                )
-            )
+        if answer.status != 200:
+            etag = answer.etag if answer.status == 304 else None
+            self._update_quietly(lambda state: replace(decision.advised(state, answer.poll), etag=etag or state.etag))
 
-    def _note_failure(self, digest: str, error: LatebindError) -> None:
+    def _note_failure(self, package: PackageRef, error: LatebindError) -> None:
         """Count it in telemetry, and report it once per package and code."""
         phase = decision.failure_phase_of(error)
-        self._parts.telemetry.fail(None, _PHASES[phase], error.code, error.detail, collection=self._collection)
-        self._tell("failed", digest, error)
+        self._parts.telemetry.fail(self._parts.source(self._collection, package), _PHASES[phase], error.code, error.detail)
+        self._tell("failed", package.digest, error)
 
     def _tell(self, state: str, digest: str, error: LatebindError | None = None) -> None:
         code = error.code if error is not None else None

@@ -6,6 +6,7 @@ This module imports no engine: each is an extra, and takes a third of a second.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -18,6 +19,8 @@ from latebind.device.manifest import Manifest, TensorSpec
 from latebind.errors import EngineMissing, InvalidInput
 
 Array = npt.NDArray[Any]
+
+log = logging.getLogger("latebind")
 
 ENTRY_POINT_GROUP = "latebind.engines"
 _EXTRAS = {"onnxruntime": "onnx", "litert": "litert"}
@@ -61,6 +64,10 @@ def find_engines() -> dict[str, Engine]:
         try:
             engine: Engine = point.load()()
         except ImportError:
+            continue
+        except Exception as error:
+            # A broken installation of one engine must not take the others away.
+            log.warning("the engine %s cannot be used: %s", point.name, error)
             continue
         engines[engine.name] = engine
     return engines
