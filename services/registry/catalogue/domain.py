@@ -208,7 +208,11 @@ def _tensor(raw: Mapping[str, Any]) -> dict[str, Any]:
     shape = raw["shape"]
     if not isinstance(shape, list) or not all(size is None or type(size) in {int, str} for size in shape):
         raise ValueError("a shape is a list of sizes, nulls and names")
-    return {"name": _text(raw["name"], 256), "dtype": _text(raw["dtype"], 20), "shape": shape}
+    tensor = {"name": _text(raw["name"], 256), "dtype": _text(raw["dtype"], 20), "shape": shape}
+    if raw.get("range") is not None:
+        lowest, highest = raw["range"]
+        tensor["range"] = [float(lowest), float(highest)]
+    return tensor
 
 
 def _requires(raw: Mapping[str, Any]) -> dict[str, Any]:

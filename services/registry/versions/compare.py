@@ -67,7 +67,7 @@ def facts_of(declaration: Mapping[str, Any], manifests: Sequence[Mapping[str, An
     for side in ("inputs", "outputs"):
         tensors = declaration.get(side) or (manifests[0][side] if manifests else [])
         for tensor in tensors:
-            facts[side, tensor["name"]] = {"dtype": tensor["dtype"], "shape": tensor["shape"]}
+            facts[side, tensor["name"]] = {key: tensor[key] for key in ("dtype", "shape", "range") if tensor.get(key) is not None}
     for file in declaration["files"]:
         facts["files", file["path"]] = {"sha256": file["sha256"], "size": file["size"]}
     for key, value in (declaration.get("requires") or {}).items():

@@ -232,6 +232,9 @@ def _tensor_faults(side: str, tensors: Sequence[Mapping[str, Any]]) -> Iterator[
         if tensor["name"] in names:
             yield _fault(f"{side}.{index}.name", "DUPLICATE", "another tensor has this name")
         names.add(tensor["name"])
+        lowest, highest = tensor.get("range") or (0, 0)
+        if not (math.isfinite(lowest) and math.isfinite(highest) and lowest <= highest) or (side == "outputs" and "range" in tensor):
+            yield _fault(f"{side}.{index}.range", "OUT_OF_RANGE", "an input's range is two finite numbers, the lower one first")
         if tensor["dtype"] not in DTYPES:
             yield _fault(f"{side}.{index}.dtype", "UNKNOWN_TYPE", f"one of {', '.join(sorted(DTYPES))}")
         if len(tensor["shape"]) > MAX_RANK:

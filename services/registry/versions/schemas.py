@@ -136,6 +136,9 @@ def _stored(declaration: dict[str, Any]) -> dict[str, Any]:
     for name in ("requires", "golden"):
         if name in stored:
             stored[name] = {key: value for key, value in stored[name].items() if value is not None}
+    for side in ("inputs", "outputs"):
+        if side in stored:
+            stored[side] = [{key: value for key, value in tensor.items() if key != "range" or value is not None} for tensor in stored[side]]
     if "variants" in stored:
         stored["variants"] = [
             {**({"name": variant["name"]} if variant["name"] else {}), "files": with_roles(variant["files"])}
