@@ -14,7 +14,7 @@ from joserfc.jwk import OKPKey
 from sqlalchemy import text
 
 from kit.clock import rfc3339
-from services.registry.accounts.enrolment.errors import NonceInvalid
+from services.registry.accounts.enrolment.errors import ChallengeInvalid
 from services.registry.accounts.enrolment.proofs import Challenges
 from tests.registry.conftest import SERVICE, Phones, Registry, code, user
 
@@ -90,12 +90,12 @@ async def test_a_nonce_is_accepted_once_and_for_a_minute(registry: Registry, pho
     nonce = await one.nonce()
     answers = await asyncio.gather(*(one.enrol(key["key"], nonce=nonce) for _ in range(20)))
     assert sorted(answer.status_code for answer in answers) == [201] + [401] * 19
-    assert code(await one.renew(nonce=nonce)) == (401, "NONCE_INVALID")
+    assert code(await one.renew(nonce=nonce)) == (401, "CHALLENGE_INVALID")
     late = await one.nonce()
     registry.clock.advance(60)
-    assert code(await one.renew(nonce=late)) == (401, "NONCE_INVALID")
+    assert code(await one.renew(nonce=late)) == (401, "CHALLENGE_INVALID")
     for forged in ("", "x", late[:-2] + "AA", late + "=", late + "A", "é" * 20, "A" * 54):
-        assert code(await one.renew(nonce=forged)) == (401, "NONCE_INVALID")
+        assert code(await one.renew(nonce=forged)) == (401, "CHALLENGE_INVALID")
     assert (await one.renew()).status_code == 200
 
 
@@ -116,7 +116,7 @@ async def test_a_refused_enrolment_leaves_nothing_behind(registry: Registry, pho
     signature = {"signature": stranger.sign("something else")}
     refusals = {
         "PROOF_INVALID": await one.enrol(key["key"], **signature),
-        "NONCE_INVALID": await one.enrol(key["key"], nonce="A" * 54),
+        "CHALLENGE_INVALID": await one.enrol(key["key"], nonce="A" * 54),
         "MALFORMED_BODY": await one.enrol(key["key"], install_id=one.install_id.upper()),
     }
     for expected, answer in refusals.items():
@@ -184,7 +184,7 @@ def test_no_other_text_passes_for_a_nonce(data: st.DataObject) -> None:
     assert CHALLENGES.check(nonce, NOW) == expires_at
     position = data.draw(st.integers(0, len(nonce) - 1))
     character = data.draw(st.characters(codec="ascii").filter(lambda one: one != nonce[position]))
-    with pytest.raises(NonceInvalid):
+    with pytest.raises(ChallengeInvalid):
         CHALLENGES.check(nonce[:position] + character + nonce[position + 1 :], NOW)
-    with pytest.raises(NonceInvalid):
+    with pytest.raises(ChallengeInvalid):
         Challenges(b"n" * 32).check(nonce, NOW)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from kit.errors import Conflict, Forbidden, Unauthorized, Unavailable
 
 
-class NonceInvalid(Unauthorized):
+class ChallengeInvalid(Unauthorized):
     """Not a nonce of this server, one that has expired, or one that was used: ask for a new challenge."""
 
-    code = "NONCE_INVALID"
+    code = "CHALLENGE_INVALID"
 
 
 class ProofInvalid(Unauthorized):

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from services.registry.accounts.enrolment.domain import NONCE_LIFETIME
-from services.registry.accounts.enrolment.errors import NonceInvalid, ProofInvalid
+from services.registry.accounts.enrolment.errors import ChallengeInvalid, ProofInvalid
 
 _RANDOM_BYTES = 16
 _MAC_BYTES = 16
@@ -41,19 +41,19 @@ class Challenges:
         return base64.urlsafe_b64encode(body + self._mac(body)).decode().rstrip("="), expires_at
 
     def check(self, nonce: str, now: datetime) -> datetime:
-        """Return when the nonce expires; whether it was used before is for the store to say. Raises `NonceInvalid`."""
+        """Return when the nonce expires; whether it was used before is for the store to say. Raises `ChallengeInvalid`."""
         try:
             raw = base64.b64decode(nonce + "=" * (-len(nonce) % 4), altchars=b"-_", validate=True)
         except (binascii.Error, ValueError) as error:
-            raise NonceInvalid("this is not a nonce of this server; ask for a new challenge") from error
+            raise ChallengeInvalid("this is not a nonce of this server; ask for a new challenge") from error
         body, mac = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]
         # One nonce has one text: another spelling of the same bytes would be another row in the table of used ones.
         spelled = base64.urlsafe_b64encode(raw).decode().rstrip("=")
         if len(raw) != _NONCE_BYTES or spelled != nonce or not hmac.compare_digest(mac, self._mac(body)):
-            raise NonceInvalid("this is not a nonce of this server; ask for a new challenge")
+            raise ChallengeInvalid("this is not a nonce of this server; ask for a new challenge")
         expires_at = datetime.fromtimestamp(struct.unpack(">q", body[_RANDOM_BYTES:])[0], tz=UTC)
         if expires_at <= now:
-            raise NonceInvalid("the nonce has expired; ask for a new challenge")
+            raise ChallengeInvalid("the nonce has expired; ask for a new challenge")
         return expires_at
 
     def _mac(self, body: bytes) -> bytes:

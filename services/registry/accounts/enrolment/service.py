@@ -18,7 +18,7 @@ from services.registry.accounts.enrolment.errors import (
     EnrolmentQuotaExhausted,
     InstallAlreadyEnrolled,
     InstallUnknown,
-    NonceInvalid,
+    ChallengeInvalid,
     ProofInvalid,
 )
 from services.registry.accounts.enrolment.proofs import Challenges, check_proof, read_public_key
@@ -57,7 +57,7 @@ class EnrolmentService:
     async def enrol(self, *, account: str, enrolment_key: str, install_id: str, public_key: str, nonce: str, signature: str) -> TokenAnswer:
         """Enrol an install, or answer again for one that enrolled with the same key (which uses no quota).
 
-        Raises `NonceInvalid`, `ProofInvalid`, `EnrolmentKeyInvalid`, `EnrolmentKeyExpired`, `AccountNotReady`,
+        Raises `ChallengeInvalid`, `ProofInvalid`, `EnrolmentKeyInvalid`, `EnrolmentKeyExpired`, `AccountNotReady`,
         `InstallAlreadyEnrolled`, `EnrolmentQuotaExhausted`.
         """
         now = self._clock.now()
@@ -78,7 +78,7 @@ class EnrolmentService:
         return self._answer(account, install_id, trust, now)
 
     async def renew(self, *, account: str, install_id: str, nonce: str, signature: str) -> TokenAnswer:
-        """Give an enrolled install a new token. Raises `NonceInvalid`, `InstallUnknown`, `AccountNotReady`."""
+        """Give an enrolled install a new token. Raises `ChallengeInvalid`, `InstallUnknown`, `AccountNotReady`."""
         now = self._clock.now()
         nonce_expires_at = self._challenges.check(nonce, now)
         async with self._database.begin() as tx:
@@ -121,7 +121,7 @@ class EnrolmentService:
 
     async def _use(self, tx: Transaction, nonce: str, expires_at: datetime) -> None:
         if not await store.use_nonce(tx, nonce, expires_at):
-            raise NonceInvalid("this nonce was used before; ask for a new challenge")
+            raise ChallengeInvalid("this nonce was used before; ask for a new challenge")
 
     def _answer(self, account: str, install_id: str, trust: tuple[SigningKey, ...], now: datetime) -> TokenAnswer:
         token, expires_at = self._tokens.issue(account, install_id, now)
