@@ -13,12 +13,12 @@ from services.registry.accounts.enrolment import store
 from services.registry.accounts.enrolment.domain import Install, enrolment_text, token_text
 from services.registry.accounts.enrolment.errors import (
     AccountNotReady,
+    ChallengeInvalid,
     EnrolmentKeyExpired,
     EnrolmentKeyInvalid,
     EnrolmentQuotaExhausted,
     InstallAlreadyEnrolled,
     InstallUnknown,
-    ChallengeInvalid,
     ProofInvalid,
 )
 from services.registry.accounts.enrolment.proofs import Challenges, check_proof, read_public_key
