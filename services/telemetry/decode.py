@@ -10,6 +10,7 @@ import hashlib
 import re
 import struct
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,6 +123,10 @@ def _chunk(batches: list[Opened], contexts: Contexts, rejects: list[Reject]) -> 
     return None
 
 
+class _Unusual(Exception):
+    """The packed columns do not hold all that the message says."""
+
+
 def install_hash(account: str, install_id: str) -> int:
     """Return the 64-bit number under which an install is stored; the id itself never reaches the column store."""
     return int.from_bytes(hashlib.blake2b(f"{account}/{install_id}".encode(), digest_size=8).digest())
@@ -144,12 +149,14 @@ class _Opener:
         try:
             body = self._body(envelope.encoding, envelope.body)
             batch = _ColumnsBatch.FromString(body)
-            if not _is_plain(batch, len(body)):
-                # Legal but unusual bytes (columns not packed, or in several pieces): write them the usual way first.
-                batch = _ColumnsBatch.FromString(TelemetryBatch.FromString(body).SerializeToString())
+            if batch.ByteSize() == len(body):
+                with suppress(_Unusual):
+                    return self._opened(position, envelope, batch, usual=False)
+            # Something was overwritten or is not packed, which is legal but unusual: write the message the usual way first.
+            batch = _ColumnsBatch.FromString(TelemetryBatch.FromString(body).SerializeToString())
         except (DecodeError, TypeError, ValueError) as error:
             raise Rejected("MALFORMED", f"not a TelemetryBatch: {type(error).__name__}") from error
-        return self._opened(position, envelope, batch)
+        return self._opened(position, envelope, batch, usual=True)
 
     def _body(self, encoding: str, body: bytes) -> bytes:
         """Return the message as plain protobuf. Raises `Rejected`."""
@@ -161,7 +168,7 @@ class _Opener:
             return TelemetryBatch(**read_json(body)).SerializeToString()
         raise Rejected("ENCODING", f"unknown encoding {encoding[:40]!r}")
 
-    def _opened(self, position: int, envelope: TelemetryReceived, batch: Any) -> Opened:
+    def _opened(self, position: int, envelope: TelemetryReceived, batch: Any, *, usual: bool) -> Opened:
         if len(batch.batch_id) != 16:
             raise Rejected("BATCH_ID", "batch_id must have 16 bytes")
         if len(batch.series) > MAX_SERIES or len(batch.failures) > MAX_FAILURES:
@@ -184,7 +191,7 @@ class _Opener:
             received - PAST_MS,
             received + FUTURE_MS,
             context,
-            self._runs(batch, where, created, shift),
+            self._runs(batch, where, created, shift, usual),
             self._faults(batch, where, created, shift, context),
         )
 
@@ -197,28 +204,34 @@ class _Opener:
         except zstandard.ZstdError as error:
             raise Rejected("COMPRESSION", "not one zstd frame, or one that is too large") from error
 
-    def _runs(self, batch: Any, where: tuple[str, bytes], created: int, shift: int) -> list[Run]:
+    def _runs(self, batch: Any, where: tuple[str, bytes], created: int, shift: int, usual: bool) -> list[Run]:
+        """Return the series that hold values. Raises `Rejected`; unless `usual`, `_Unusual` when columns may be elsewhere."""
         runs: list[Run] = []
-        values = 0
+        size = 0
         for number, series in enumerate(batch.series):
             kind = series.WhichOneof("values")
             if kind is None:
                 continue
-            if not 1 <= series.phase <= 3:
-                raise Rejected("PHASE", f"phase {series.phase} of series {number} is unknown")
-            if not series.package.model_id:
+            phase, package = series.phase, series.package
+            if not 1 <= phase <= 3:
+                raise Rejected("PHASE", f"phase {phase} of series {number} is unknown")
+            if not package.model_id:
                 raise Rejected("PACKAGE", f"series {number} names no model")
-            context = self._context(*where, series.package)
-            base = _moved(series.base_ms, shift, created)
             if kind == "samples":
-                at, latency = series.samples.at_delta_ms, series.samples.latency_delta_us
+                values = series.samples
+                at, latency = values.at_delta_ms, values.latency_delta_us
             else:
-                at, latency = series.sketch.bucket_delta, series.sketch.count
-            # Continuation bytes have their top bit set; what is left is one byte per value.
-            values += len(latency) if len(latency) <= 64 else len(latency.translate(None, _CONTINUED))
-            if values > MAX_VALUES:
-                raise Rejected("TOO_MANY", f"more than {MAX_VALUES} samples or buckets")
-            runs.append(Run(context, number, series.phase, base, kind == "sketch", at, latency))
+                values = series.sketch
+                at, latency = values.bucket_delta, values.count
+            if not (at and latency) and not usual and values.ByteSize():
+                # Numbers that were not packed are unknown fields here: their columns look empty, the message does not.
+                raise _Unusual
+            size += len(latency)
+            base = _moved(series.base_ms, shift, created)
+            runs.append(Run(self._context(*where, package), number, phase, base, kind == "sketch", at, latency))
+        # Every value has at least one byte, and one without a continuation bit.
+        if size > MAX_VALUES and sum(len(run.latency.translate(None, _CONTINUED)) for run in runs) > MAX_VALUES:
+            raise Rejected("TOO_MANY", f"more than {MAX_VALUES} samples or buckets")
         return runs
 
     def _faults(self, batch: Any, where: tuple[str, bytes], created: int, shift: int, context: int) -> list[Fault]:
@@ -243,23 +256,6 @@ class _Opener:
 
 
 _CONTINUED = bytes(range(0x80, 0x100))
-
-
-def _is_plain(batch: Any, size: int) -> bool:
-    """Whether the packed columns hold all that the bytes said: nothing overwritten, nothing left in unknown fields."""
-    if batch.ByteSize() != size:
-        return False
-    for series in batch.series:
-        # Numbers that were not packed are unknown fields here: their columns look empty, the message does not.
-        if series.HasField("samples"):
-            values = series.samples
-            full = values.at_delta_ms and values.latency_delta_us
-        else:
-            values = series.sketch
-            full = values.bucket_delta and values.count
-        if not full and values.ByteSize():
-            return False
-    return True
 
 
 def _moved(at_ms: int, shift: int, created_ms: int) -> int:
