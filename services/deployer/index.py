@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from services.deployer.acceptance import Keys, Members, Ranges, RowKey, RowKind, Rows, rows_of
+from services.deployer.acceptance import Keys, Members, Ranges, RowKey, RowKind, rows_of
 from services.deployer.predicates import Node, Special, semver
 
 #: Bytes of bitmaps that one table keeps ready; beyond that they are made when needed (values) or merged (ranges).
@@ -170,7 +170,6 @@ class Index:
     rows: tuple[IndexRow, ...]
     everyone: int
     checked: frozenset[int]
-    accepted: tuple[Rows, ...]
 
 
 def build(predicates: Iterable[Node]) -> Index:
@@ -198,7 +197,7 @@ def build(predicates: Iterable[Node]) -> Index:
         listed.append((len(members), (section, name, table.ready, table)))
     # The attribute most rules ask about comes first: it leaves the fewest candidates.
     listed.sort(key=lambda item: -item[0])
-    return Index(size, tuple(row for _, row in listed), everyone, frozenset(checked), accepted)
+    return Index(size, tuple(row for _, row in listed), everyone, frozenset(checked))
 
 
 def sum_bits(bits: Iterable[int], size: int) -> int:
