@@ -14,6 +14,7 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
+import latebind
 from latebind.cli._kinds import read_kinds
 
 from examples.demo import check, models, rules
@@ -48,6 +49,7 @@ def main() -> int:
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(parents=True)
     shell = Shell(FOLDER)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         shell.headline(0, "A server in one process, on a new data folder")
         shell.console.print("\n[bold green]$[/] [bold]latebindd --port 0 --data-dir build/demo/data[/] &")
@@ -71,6 +73,7 @@ class Story:
     def __init__(self, shell: Shell, server: Server) -> None:
         self.shell = shell
         self.server = server
+        self.client = latebind.Client(server.url, None)
         self.files = ""
         self.notes = ""
         self.real: list[RealDevice] = []
@@ -103,14 +106,12 @@ class Story:
         key = made["api_key"]["key"]
         shell.remark(f"the first admin key of {ACCOUNT}, shown this once: {key[:16]}…")
         shell.ask("login", self.server.url, "--api-key", key, hide=key)
+        self.client = latebind.Client(self.server.url, key)
         shell.show("push", str(folders["magika-1"]), "--alias", "stable")
         shell.show("push", str(folders["magika-2"]))
         shell.show("push", str(folders["basic-pitch-1"]), "--alias", "stable")
         shell.show("model", "compare", "magika", "1", "2")
-        versions = [
-            shell.ask("model", "show", name, str(number), quiet=True) for name, number in (("magika", 1), ("magika", 2), ("basic-pitch", 1))
-        ]
-        self.figures["packages"] = sum(len(version["packages"]) for version in versions)
+        self.figures["packages"] = len(self._package_names())
 
     def collections(self) -> None:
         """Part 2."""
@@ -153,7 +154,7 @@ class Story:
     def _until_all_have_joined(self) -> None:
         ends = time.monotonic() + 60.0
         wanted = SIMULATED + len(self.real)
-        while (joined := len(self.shell.ask("devices", "list", "--limit", "1000", quiet=True))) < wanted:
+        while (joined := sum(1 for _ in self.client.devices.list())) < wanted:
             if time.monotonic() > ends or (self.fleet is not None and self.fleet.poll() is not None):
                 raise DemoFailed(f"only {joined} of {wanted} devices came: see build/demo/fleet.log")
             time.sleep(0.5)
@@ -187,7 +188,7 @@ class Story:
     def _package_names(self) -> dict[str | None, str]:
         names: dict[str | None, str] = {}
         for model in ("magika", "basic-pitch"):
-            for version in self.shell.ask("model", "versions", model, quiet=True):
+            for version in self.client.models.versions(model):
                 names |= {package["digest"]: f"{model} v{version['version']} {package['variant']}" for package in version["packages"]}
         return names
 
@@ -203,7 +204,7 @@ class Story:
             path.write_text(json.dumps(document, indent=1) + "\n")
             shell.show("collection", "edit", collection, "--rules", str(path))
             shell.show("collection", "simulate", collection)
-            predicted += shell.ask("collection", "simulate", collection, quiet=True)["moved"]
+            predicted += self.client.collections.simulate(collection)["moved"]
         for name in ("files", "notes"):
             shell.show("collection", "publish", getattr(self, name), "--note", "wider")
         ends = time.monotonic() + MOVE_S
@@ -215,7 +216,7 @@ class Story:
                 break
             if time.monotonic() > ends:
                 raise DemoFailed(f"{predicted} moves were predicted, {len(moved)} happened within {MOVE_S:.0f} s")
-            time.sleep(0.5)
+            time.sleep(1.0)
         names = self._package_names()
         shell.remark(f"\n{len(moved)} moves as predicted, within {time.monotonic() - began:.0f} s of the publish:")
         for (old, new), count in Counter((before.get(key), now[key]) for key in moved).items():
@@ -227,11 +228,10 @@ class Story:
 
     def _running(self) -> dict[tuple[str, str], str]:
         """What runs, by install and collection, as devices reported it."""
-        devices = self.shell.ask("devices", "list", "--limit", "1000", quiet=True)
         return {
-            (one["install_id"], state["collection"]): state["running"]
-            for one in devices
-            for state in one["collections"]
+            (device["install_id"], state["collection"]): state["running"]
+            for device in self.client.devices.list()
+            for state in device["collections"]
             if state["running"]
         }
 
@@ -272,7 +272,7 @@ class Story:
         """Wait until the server has counted everything that it has taken."""
         ends = time.monotonic() + 30.0
         while True:
-            answer = self.shell.ask("stats", "inferences", quiet=True)
+            answer = self.client.analytics.query("inferences")
             count = sum(item["inferences"] for item in answer["items"])
             if (not answer["pending_batches"] and count >= max(total, 1)) or time.monotonic() > ends:
                 return
@@ -301,7 +301,7 @@ class Story:
         self.figures["active_installs"] = active
         for name in ("p50_ms", "p95_ms"):
             table: dict[str, dict[str, float]] = {}
-            for item in shell.ask(*steady, quiet=True)["items"]:
+            for item in self.client.analytics.query("latency", group_by=("model", "device_model"), phase="steady")["items"]:
                 table.setdefault(item["model"], {})[item["device_model"]] = item[name]
             self.figures[name] = table
         self.figures["figures_checked"] = len(served) + len(by_package["items"]) + 1

@@ -22,7 +22,7 @@ from examples.demo.models import chord, file_input, file_kind, notes_heard
 
 APP = {"id": "org.latebind.demo", "version": "1.0.0"}
 CHORDS = ((440.0, 554.37, 659.26), (261.63, 329.63, 392.0), (220.0,), (293.66, 369.99, 440.0))
-PERIOD_S = 1.0
+PERIOD_S = 2.0
 
 
 @dataclass

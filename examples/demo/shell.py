@@ -49,10 +49,9 @@ class Shell:
         ended = subprocess.run(self._line(arguments), env=self._environ, input=stdin, text=True, check=False)
         self._check(arguments, ended.returncode, expect, "")
 
-    def ask(self, *arguments: str, stdin: str | None = None, hide: str | None = None, quiet: bool = False) -> Any:
+    def ask(self, *arguments: str, stdin: str | None = None, hide: str | None = None) -> Any:
         """Run `latebind … --json`; the parsed answer. `hide` is a secret that is not printed."""
-        if not quiet:
-            self._print((*arguments, "--json"), stdin, hide)
+        self._print((*arguments, "--json"), stdin, hide)
         ended = subprocess.run(
             self._line((*arguments, "--json")),
             env=self._environ,
