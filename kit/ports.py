@@ -56,6 +56,11 @@ class PortSettings(Settings):
         return self.olap_url or f"chdb:{self.data_dir.absolute() / 'olap'}"
 
     @property
+    def secrets(self) -> Secrets:
+        """The folder of key files."""
+        return Secrets(self.secrets_dir or self.data_dir / "secrets")
+
+    @property
     def holder(self) -> str:
         """Name of this process in leases. One process per data folder keeps its name over restarts and need not wait for its lease."""
         if self.instance:
@@ -109,7 +114,7 @@ async def open_ports(
 ) -> AsyncIterator[dict[str, Ports]]:
     """Open the ports and return them per service. The column store starts at its first statement and costs nothing elsewhere."""
     async with AsyncExitStack() as stack:
-        secrets = Secrets(settings.secrets_dir or settings.data_dir / "secrets")
+        secrets = settings.secrets
         seal = PrincipalSeal(secrets.key("gateway"))
         blobs = await stack.enter_async_context(open_blobs(settings.blobs, link_secret=secrets.key("links")))
         eventlog = await stack.enter_async_context(open_eventlog(settings.eventlog))

@@ -20,18 +20,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import uvicorn
-from kit.blobs.links import create_links_app
 from structlog import get_logger
 
 from gateway.app import Gateway, create_app
 from gateway.settings import GatewaySettings
 from gateway.upstreams import HttpUpstream
 from kit import http
+from kit.blobs import BlobStore, open_blobs
+from kit.blobs.links import create_links_app
 from kit.clock import Clock, SystemClock
 from kit.db.idempotency import forget_answers
 from kit.db.migrate import migrate
 from kit.db.outbox import forget_seen, outbox_relay
 from kit.errors import Problem
+from kit.identity import PrincipalSeal
 from kit.metrics import CONTENT_TYPE, KIT_METRICS, Metrics, PrometheusMetrics
 from kit.ports import Part, Ports, PortSettings, open_ports
 from kit.workers import Periodic, Worker, Workers, running
@@ -205,12 +207,12 @@ async def _public_app(
             remote = HttpUpstream(url)
             stack.push_async_callback(remote.close)
             upstreams[service] = remote
-    any_ports = next(iter(ports.values()), None)
-    if any_ports is None:
-        opened = await stack.enter_async_context(open_ports(settings, ["gateway"], clock=SystemClock(), metrics=metrics))
-        any_ports = opened["gateway"]
-    upstreams["links"] = create_links_app(any_ports.blobs, link_secret=any_ports.secrets.key("links"))
-    gateway = create_app(gateway_settings, upstreams, seal=any_ports.seal, metrics=metrics, readiness=readiness)
+    secrets = settings.secrets
+    blobs: BlobStore | None = next((one.blobs for one in ports.values()), None)
+    if blobs is None:
+        blobs = await stack.enter_async_context(open_blobs(settings.blobs, link_secret=secrets.key("links")))
+    upstreams["links"] = create_links_app(blobs, link_secret=secrets.key("links"))
+    gateway = create_app(gateway_settings, upstreams, seal=PrincipalSeal(secrets.key("gateway")), metrics=metrics, readiness=readiness)
     if parts:
         await gateway.check()
     return gateway
@@ -303,7 +305,7 @@ async def _serving(app: Any, bound: socket.socket) -> AsyncIterator[None]:
     )
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[bound]), name=f"server {_url(bound)}")
-    while not server.started and not task.done():
+    while not server.started and not task.done():  # noqa: ASYNC110 - uvicorn has no event for it
         await asyncio.sleep(0.005)
     try:
         yield

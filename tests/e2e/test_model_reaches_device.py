@@ -39,7 +39,7 @@ def test_a_model_reaches_a_device_and_its_timings_come_back(world: World, tmp_pa
         device.flush()
         assert device.send().error is None
         assert eventually(lambda: world.inferences() == 3 and 3) == 3
-        seen = eventually(lambda: [one for one in world.rows("/v1/devices") if one.get("running")])
+        seen = eventually(lambda: [one for one in world.rows("/v1/devices") if one["collections"] and one["collections"][0]["running"]])
         assert len(seen) == 1
         shown = world.ok(world.client.get(f"/v1/devices/{device.install_id}"))
         assert shown["install_id"] == device.install_id
