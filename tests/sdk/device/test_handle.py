@@ -200,7 +200,8 @@ def test_closing_from_a_subscriber_does_not_hang(handle: Handle) -> None:
 def test_a_new_package_that_fails_is_answered_for_and_given_up(simulator: Simulator, make_agent: MakeAgent) -> None:
     """No run fails: the package before answers, and after three failures it is back for good, without a download."""
     agent = make_agent()
-    simulator.assign(simulator.add_adder(1))
+    good = simulator.add_adder(1)
+    simulator.assign(good)
     handle = agent.open(COLLECTION)
     handle.run(item(0))
     broken = picky(simulator, 2, limit=1)
@@ -219,7 +220,8 @@ def test_a_new_package_that_fails_is_answered_for_and_given_up(simulator: Simula
     assert agent.poll_once(COLLECTION).result is PollResult.KEPT
     agent.flush()
     agent.send()
-    assert [event["state"] for event in simulator.events if event["package"] == broken.digest][-1] == "returned"
+    assert simulator.states(broken)[-1] == "failed"
+    assert simulator.states(good)[-1] == "returned" == simulator.states()[-1]
     assert simulator.failures().count((5, "INFERENCE_FAILED")) == 3
     assert simulator.samples()[1, 3] >= 3
     agent.close()

@@ -343,8 +343,9 @@ class CollectionUpdater:
         changed = self._update_quietly(lambda state: state.returned(digest, refusal))
         if changed is None or changed.current is None or changed.current.digest == digest:
             return False
-        self._tell("returned", digest, error)
-        self._tell("running", changed.current.digest)
+        # The state `returned` names the package that runs from now on, as `running` does; the one that failed has an event of its own.
+        self._tell("failed", digest, error)
+        self._tell("returned", changed.current.digest, error)
         return True
 
     # --- small helpers ------------------------------------------------------------------------------------------------------------
