@@ -34,7 +34,7 @@ _SECRET_TEXT = re.compile(
     r"|(?<=signature=)[A-Za-z0-9_%-]{8,}"
 )
 _MAX_DEPTH = 6
-_ROUTED = ("uvicorn", "uvicorn.error", "uvicorn.access")
+_ROUTED = ("uvicorn", "uvicorn.error", "uvicorn.access", "alembic")
 
 
 def redact(value: Any, depth: int = 0) -> Any:
@@ -99,6 +99,8 @@ def configure_logging(*, level: str = "info", json: bool | None = None, stream: 
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
+        # What they say at info repeats what we say ourselves.
+        logger.setLevel(max(number, logging.WARNING))
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
