@@ -90,8 +90,7 @@ class Story:
             self.edit_rules()
             self.ending()
         finally:
-            for device in self.real:
-                device.stop()
+            self._stop_real_devices()
             if self.fleet is not None and self.fleet.poll() is None:
                 self.fleet.kill()
         return self.figures
@@ -242,8 +241,7 @@ class Story:
         time.sleep(3.0)
         assert self.fleet is not None
         self.fleet.send_signal(signal.SIGINT)
-        for device in self.real:
-            device.stop()
+        self._stop_real_devices()
         if self.fleet.wait(60.0) != 0:
             raise DemoFailed("the fleet ended with an error: see build/demo/fleet.log")
         fleet = json.loads((FOLDER / "fleet.json").read_text())
@@ -267,6 +265,12 @@ class Story:
         }
         if failed or fleet["failed_inferences"] or not moved_real or not fleet["moved_devices"]:
             raise DemoFailed(f"failed inferences: {failed[:3]}; moved: {moved_real} real, {fleet['moved_devices']} simulated")
+
+    def _stop_real_devices(self) -> None:
+        for device in self.real:
+            device.ask_to_stop()
+        for device in self.real:
+            device.stop()
 
     def _settled(self, total: int = 0) -> None:
         """Wait until the server has counted everything that it has taken."""

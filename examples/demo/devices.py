@@ -90,10 +90,15 @@ class RealDevice:
         """Wait until every model has answered once, or was refused."""
         return self._ready.wait(timeout_s)
 
+    def ask_to_stop(self) -> None:
+        """Do nothing more after the run that is under way."""
+        self._stop.set()
+
     def stop(self) -> None:
         """End, and send everything that was measured."""
         self._stop.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         self._manager.close()
 
     def _live(self) -> None:

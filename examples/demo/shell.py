@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class Shell:
         self.folder = folder
         self.console = Console(width=WIDTH if not sys.stdout.isatty() else None, highlight=False, soft_wrap=False)
         self.commands = 0
+        self._began = time.monotonic()
         self._environ = {**os.environ, "LATEBIND_CONFIG": str(folder / "config.toml"), "COLUMNS": str(self.console.width)}
         for name in ("LATEBIND_SERVER", "LATEBIND_API_KEY", "LATEBIND_PROFILE"):
             self._environ.pop(name, None)
@@ -37,7 +39,8 @@ class Shell:
     def headline(self, number: int, text: str) -> None:
         """Begin a part of the story."""
         self.console.print()
-        self.console.print(Panel(Text(text, style="bold"), title=f"{number}", title_align="left", border_style="cyan", expand=True))
+        after = f"after {time.monotonic() - self._began:.0f} s"
+        self.console.print(Panel(Text(text, style="bold"), title=f"{number}", title_align="left", subtitle=after, border_style="cyan"))
 
     def remark(self, text: str, style: str = "") -> None:
         """Say something between commands."""
