@@ -105,7 +105,7 @@ def problem_body(problem: Problem) -> bytes:
     instance = request_id.get()
     return json.dumps(
         problem.document(f"urn:latebind:request:{instance}" if instance else None), separators=(",", ":"), ensure_ascii=False
-    ).encode()
+    ).encode(errors="backslashreplace")  # a lone surrogate of the request becomes the JSON escape that it came as
 
 
 async def send_problem(send: Send, problem: Problem) -> None:

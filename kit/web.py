@@ -65,9 +65,16 @@ def decode_page_token(token: str | None, *, kinds: tuple[type, ...]) -> tuple[An
         key = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
     except ValueError as error:
         raise Invalid("page_token is not one that this API gave out") from error
-    if not isinstance(key, list) or len(key) != len(kinds) or not all(type(part) is kind for part, kind in zip(key, kinds, strict=True)):
+    if not isinstance(key, list) or len(key) != len(kinds) or not all(_is_key(part, kind) for part, kind in zip(key, kinds, strict=True)):
         raise Invalid("page_token is not one that this API gave out")
     return tuple(key)
+
+
+def _is_key(part: Any, kind: type) -> bool:
+    """Whether a part of a token is of its kind, and a database can take it: 64-bit integers, text that can be encoded."""
+    if isinstance(part, int) and not -(1 << 63) <= part < 1 << 63:
+        return False
+    return type(part) is kind and not (isinstance(part, str) and any("\ud800" <= character <= "\udfff" for character in part))
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +296,9 @@ class _Edge:
 
     async def _handle(self, scope: http.Scope, receive: http.Receive, send: http.Send) -> None:
         content_type = (http.header(scope, b"content-type") or b"").partition(b";")[0].strip().lower()
-        if content_type != b"application/json" and not content_type.endswith(b"+json"):
+        # A command without a body has no content type either, and is to be done once all the same.
+        bare_command = not content_type and http.header(scope, b"idempotency-key") is not None
+        if content_type != b"application/json" and not content_type.endswith(b"+json") and not bare_command:
             await self._app(scope, receive, send)
             return
         body = await http.read_body(scope, receive, max_bytes=MAX_JSON_BYTES)

@@ -11,6 +11,7 @@ import pytest
 
 from kit.errors import Problem
 from kit.identity import NOBODY, Access, Kind, Principal, Scope, authorize
+from kit.web import encode_page_token
 from tests.registry.conftest import OPERATOR, SERVICE, Registry, device, put_part, user
 
 CALLERS: dict[str, Principal] = {
@@ -145,9 +146,32 @@ async def test_every_list_pages(registry: Registry, size: str) -> None:
         caller = OPERATOR if operation["x-latebind-access"] == "operator" else user("acme")
         filled = re.sub(r"\{(\w+)\}", lambda match: FILLED.get(match[1], UNKNOWN), path)
         assert (await registry.client(caller).get(filled, params={"page_size": size})).status_code == 400
-        assert (await registry.client(caller).get(filled, params={"page_token": "bm9uc2Vuc2U"})).status_code == 400
+        for token in (
+            "bm9uc2Vuc2U",
+            *(encode_page_token(*key) for key in ((10**30,), (-(10**30),), ("\ud800",), ("\ud800", "x"), (True,), (None,))),
+        ):
+            assert (await registry.client(caller).get(filled, params={"page_token": token})).status_code == 400, (filled, token)
 
 
 def test_operations_have_names_of_their_own(registry: Registry) -> None:
     names = [operation["operationId"] for methods in document(registry)["paths"].values() for operation in methods.values()]
     assert len(names) == len(set(names))
+
+
+async def test_text_that_no_store_can_hold_is_malformed(registry: Registry) -> None:
+    await registry.create_model()
+    good = await registry.declaration()
+    bodies: list[tuple[str, str, Any]] = [
+        ("POST", "/v1/models", {"model_id": "x", "description": "\ud800"}),
+        ("POST", "/v1/models", {"model_id": "x", "labels": {"\ud800": "a"}}),
+        ("PATCH", "/v1/models/digits", {"labels": {"a": "\udfff"}}),
+        ("POST", "/v1/models/digits/versions", {**good, "notes": "\ud800"}),
+        ("POST", "/v1/models/digits/versions", {**good, "params": {"\ud800": {"type": "int", "value": 1}}}),
+        ("POST", "/v1/models/digits/versions", {**good, "lineage": {"steps": [{"tool": "x", "options": {"\ud800": 1}}]}}),
+        ("POST", "/v1/uploads", {"size": 1, "filename": "\ud800"}),
+        ("POST", "/v1/api-keys", {"scopes": ["read"], "name": "\ud800"}),
+        ("PUT", "/v1/models/digits/aliases/a", {"version": 1, "why": "\ud800"}),
+    ]
+    for method, path, body in bodies:
+        answer = await call(registry.acme, method, path, body)
+        assert answer.status_code in {400, 422}, (path, answer.text)

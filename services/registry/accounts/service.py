@@ -11,6 +11,8 @@ from kit.db import Database, Transaction
 from kit.errors import Invalid
 from kit.eventlog import Record
 from kit.identity import Kind, Principal, Scope, granted
+from kit.logs import get_logger
+from kit.signing import key_id_of
 from services.registry.accounts import events, store
 from services.registry.accounts.domain import (
     MAX_LIVE_KEYS,
@@ -34,6 +36,8 @@ from services.registry.accounts.errors import (
     TooManyKeys,
 )
 from services.registry.domain import Slice
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +177,9 @@ class AccountService:
     async def learn_signing_key(self, tx: Transaction, record: Record) -> None:
         """Keep a key that the packager or the deployer announced; part of the consumer's transaction."""
         account, key = events.read_signing_key(record.value)
+        if len(key.public_key) != 32 or key_id_of(key.public_key) != key.key_id:
+            log.error("an announced key is not what its id says and is not handed to devices", account=account, role=key.role)
+            return
         await store.add_signing_key(tx, account, key, at=self._clock.now())
 
     async def _add_api_key(

@@ -162,17 +162,17 @@ def _parameter_faults(declaration: Mapping[str, Any]) -> Iterator[Fault]:
         return
     paths = {file["path"] for file in declaration["files"]}
     for name, param in params.items():
-        kind, value = param["type"], param["value"]
+        kind, value, field = param["type"], param["value"], f"params.{name[:64]}"
         if not _PARAMETER.fullmatch(name):
-            yield _fault(f"params.{name}", "NOT_A_NAME", "1 to 64 letters, digits, dots, dashes and underscores, not a digit first")
+            yield _fault(field, "NOT_A_NAME", "1 to 64 letters, digits, dots, dashes and underscores, not a digit first")
         elif kind not in _VALUES:
-            yield _fault(f"params.{name}.type", "UNKNOWN_TYPE", f"one of {', '.join(PARAMETER_TYPES)}")
+            yield _fault(f"{field}.type", "UNKNOWN_TYPE", f"one of {', '.join(PARAMETER_TYPES)}")
         elif not _is_json(value):
-            yield _fault(f"params.{name}.value", "NOT_JSON", f"JSON without NaN, at most {MAX_VALUE_BYTES} bytes, integers of 64 bits")
+            yield _fault(f"{field}.value", "NOT_JSON", f"JSON without NaN, at most {MAX_VALUE_BYTES} bytes, integers of 64 bits")
         elif not _VALUES[kind](value):
-            yield _fault(f"params.{name}.value", "WRONG_TYPE", f"the value is not of type {kind}; nothing is converted")
+            yield _fault(f"{field}.value", "WRONG_TYPE", f"the value is not of type {kind}; nothing is converted")
         elif kind == "file" and value not in paths:
-            yield _fault(f"params.{name}.value", "NO_SUCH_FILE", "a parameter of type file holds the path of an entry of 'files'")
+            yield _fault(f"{field}.value", "NO_SUCH_FILE", "a parameter of type file holds the path of an entry of 'files'")
 
 
 def _is_int(value: Any) -> bool:

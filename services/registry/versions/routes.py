@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Path, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 
 from kit.identity import Access, Principal
 from kit.web import Page, PageQuery, decode_page_token, page_query, requires
@@ -37,6 +37,7 @@ Publisher = Annotated[Principal, requires(Access.PUBLISH)]
 IfMatch = Annotated[str | None, Header()]
 #: Numbers beyond the database's integers name no version.
 Number = Annotated[int, Path(ge=1, le=2_147_483_647)]
+OtherNumber = Annotated[int, Query(ge=1, le=2_147_483_647)]
 
 
 @router.post("/models/{model_id}/versions", status_code=201)
@@ -82,7 +83,7 @@ async def archive_version(
 
 
 @router.get("/models/{model_id}/versions/{version}:compare")
-async def compare_versions(caller: Reader, service: Service, model_id: str, version: Number, to: int) -> ComparisonView:
+async def compare_versions(caller: Reader, service: Service, model_id: str, version: Number, to: OtherNumber) -> ComparisonView:
     """Say what differs between two versions: parameters, tensors, engines, operators, files, sizes. Differences come first."""
     return ComparisonView.of(model_id, version, to, await service.compare(caller.tenant, model_id, version, to))
 

@@ -107,7 +107,7 @@ class Declaration(Model):
 
     def as_stored(self) -> dict[str, Any]:
         """Return the declaration as it is stored and sent to the packager: roles filled in, absent members left out."""
-        return _stored(self.model_dump(mode="json"))
+        return _stored(self.model_dump())  # not mode="json", which mends what is no JSON instead of leaving it to the rules
 
 
 class DeclarationChange(Model):
@@ -125,7 +125,7 @@ class DeclarationChange(Model):
 
     def as_changes(self) -> dict[str, Any]:
         """Return the members that were sent."""
-        sent = {name: value for name, value in self.model_dump(mode="json").items() if name in self.model_fields_set}
+        sent = {name: value for name, value in self.model_dump().items() if name in self.model_fields_set}
         removed: dict[str, Any] = {name: None for name in ("inputs", "outputs") if name in sent and sent[name] is None}
         return {**_stored(sent), **removed}
 

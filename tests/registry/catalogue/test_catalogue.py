@@ -121,6 +121,9 @@ async def test_one_idempotency_key_takes_once(registry: Registry, folder: Path) 
     answers = await asyncio.gather(*calls)
     assert sorted({answer.status_code for answer in answers}) in ([202], [202, 409])
     assert len((await other.get("/v1/models/digits/versions")).json()["items"]) == 1
+    bare = [await other.post(f"/v1/catalogue/{entry}:take", headers={"idempotency-key": "bare"}) for _ in range(2)]
+    assert [answer.json()["version"] for answer in bare] == [2, 2]
+    assert bare[1].headers["idempotency-replayed"] == "true"
 
 
 def spoil_manifest(folder: Path) -> None:
