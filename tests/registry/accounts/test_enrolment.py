@@ -39,6 +39,7 @@ async def claims_of(registry: Registry, token: str) -> dict[str, object]:
     return decoded.claims
 
 
+@pytest.mark.filterwarnings("ignore:EdDSA is deprecated")  # docs/wire.md names the algorithm so
 async def test_a_device_enrols_and_renews(registry: Registry, phone: Phones) -> None:
     key = await enrolment_key(registry)
     one = phone()
