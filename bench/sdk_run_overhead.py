@@ -97,6 +97,12 @@ class _Bytes:
 
 
 class _Listener:
+    def on_trying(self, digest: str) -> None:
+        return
+
+    def on_tried(self, digest: str) -> None:
+        return
+
     def on_proven(self, digest: str) -> None:
         return
 

@@ -16,6 +16,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.sdk.simulator import ACCOUNT, COLLECTION, ENROLMENT_KEY, Simulator
 
 KILLS = int(os.environ.get("LATEBIND_TEST_KILLS", "6"))
@@ -98,3 +100,45 @@ def test_kills_at_random_moments(simulator: Simulator, tmp_path: Path) -> None:
     # What a kill may take is at most what had been run since the last flush: never a stored batch, and no batch counts twice.
     assert runs <= stored + 20 * KILLS
     assert len(simulator.installs) == 1
+
+
+KILLER = """
+import os, signal, sys
+import numpy as np
+from latebind.device.agent import DeviceAgent
+from latebind.device.engines.onnx import OnnxRuntimeEngine
+
+server, folder, account, collection, key, deadly = sys.argv[1:]
+
+class Engine(OnnxRuntimeEngine):
+    # Version 2 takes the process down, as a fault in native code does: while it is loaded, or while it runs.
+    def load(self, manifest, graph, paths, *, threads):
+        model = super().load(manifest, graph, paths, threads=threads)
+        if manifest.version == 2 and deadly == "load":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if manifest.version == 2 and deadly == "run":
+            run = model.run  # the golden test passes a mapping, the app below an array
+            model.run = lambda inputs: run(inputs) if isinstance(inputs, dict) else os.kill(os.getpid(), signal.SIGKILL)
+        return model
+
+agent = DeviceAgent(server=server, account=account, cache_dir=folder, enrolment_key=key, engines={"onnxruntime": Engine()})
+handle = agent.open(collection)
+agent.poll_once(collection)
+print(handle.run(np.zeros((1, 4), np.float32)).info.version)
+agent.close()
+"""
+
+
+@pytest.mark.parametrize("deadly", ["load", "run"])
+def test_a_package_that_kills_the_process_is_given_up(deadly: str, simulator: Simulator, tmp_path: Path) -> None:
+    def start() -> str:
+        arguments = [simulator.url, str(tmp_path / "device"), ACCOUNT, COLLECTION, ENROLMENT_KEY, deadly]
+        done = subprocess.run([sys.executable, "-c", KILLER, *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode in {0, -signal.SIGKILL}, done.stderr
+        return done.stdout.strip() if done.returncode == 0 else "killed"
+
+    simulator.assign(simulator.add_adder(1))
+    assert start() == "1"
+    simulator.assign(simulator.add_adder(2))
+    assert [start() for _ in range(5)] == ["killed"] * 3 + ["1"] * 2
+    assert {event["code"] for event in simulator.events if event["state"] == "failed"} == {"CRASH_LOOP"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from latebind.device.state import DOWNLOAD_ATTEMPTS, CollectionState, PackageRef, Refusal, StateFile, kept_packages
+from latebind.device.state import CRASH_ATTEMPTS, DOWNLOAD_ATTEMPTS, CollectionState, PackageRef, Refusal, StateFile, kept_packages
 from latebind.device.verify import Assignment
 
 A, B, C = (PackageRef(letter * 64, "m", number, "onnx-fp32", "onnxruntime") for number, letter in enumerate("abc", start=1))
@@ -35,14 +35,23 @@ def test_the_previous_package_is_the_last_that_answered() -> None:
 
 
 def test_a_return_goes_to_the_previous_package_once() -> None:
-    state = CollectionState().switched(A, tested_on="x").proven(A.digest).switched(B, tested_on="x").started().started()
-    assert state.starts == 2
+    state = CollectionState().switched(A, tested_on="x").proven(A.digest).switched(B, tested_on="x")
     returned = state.returned(B.digest, refusal())
-    assert (returned.current, returned.previous, returned.proved, returned.starts) == (A, None, True, 0)
+    assert (returned.current, returned.previous, returned.proved) == (A, None, True)
     assert returned.refusal(B.digest, machine="here") is not None
     assert returned.returned(A.digest, refusal()) is returned
     assert state.returned(A.digest, refusal()) is state
-    assert returned.started() is returned
+
+
+def test_what_the_process_dies_in_leaves_a_trace() -> None:
+    state = CollectionState().switched(A, tested_on="x")
+    for _ in range(CRASH_ATTEMPTS):
+        assert not state.is_deadly(A.digest)
+        state = state.began(A.digest).survived(A.digest).began(A.digest)
+    assert state.is_deadly(A.digest) and not state.is_deadly(B.digest)
+    assert state.proven(A.digest).attempts == {}
+    assert state.accepted(assignment(B), etag=None, decision_id=None).attempts == {}
+    assert CollectionState().survived(A.digest).attempts == {}
 
 
 def test_refusals_end_with_the_assignment_or_on_another_machine() -> None:

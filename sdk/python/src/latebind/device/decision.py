@@ -106,6 +106,11 @@ def refusal_of(state: CollectionState, digest: str, error: LatebindError, *, mac
     return Refusal(error.code, error.detail, attempts, machine, final=not is_transient(error))
 
 
+def crash_loop() -> LoadFailed:
+    """The error for a package in whose loading or first run the process has died again and again."""
+    return LoadFailed("the process ended while this package was loaded or first run, again and again", code="CRASH_LOOP")
+
+
 def is_transient(error: LatebindError) -> bool:
     """Whether the network or the disk may be to blame, and not the package."""
     return error.code in _MAYBE_TRANSIENT

@@ -37,7 +37,18 @@ class Update:
 
 
 class HandleListener(Protocol):
-    """Hears how new packages do. Called without any lock of the handle."""
+    """Hears how new packages do.
+
+    `on_trying` and `on_tried` are called while the handle is locked, so they must not use it; the others are called without a lock.
+    """
+
+    def on_trying(self, digest: str) -> None:
+        """A package that has never answered is about to be run."""
+        ...
+
+    def on_tried(self, digest: str) -> None:
+        """That run has failed, and the process is still there."""
+        ...
 
     def on_proven(self, digest: str) -> None:
         """A new package has answered for the first time."""
@@ -121,12 +132,16 @@ class Handle:
             active = self._active
             if active is None:
                 raise Closed("the handle is closed")
+            if active.is_new:
+                self._listener.on_trying(active.info.package)
             start = perf_counter_ns()
             try:
                 outputs = active.run(inputs)
-            except InvalidInput:
-                raise
-            except Exception as error:
+            except BaseException as error:
+                if active.is_new:
+                    self._listener.on_tried(active.info.package)
+                if isinstance(error, InvalidInput) or not isinstance(error, Exception):
+                    raise
                 failure = error
             else:
                 end = perf_counter_ns()

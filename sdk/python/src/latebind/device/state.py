@@ -5,6 +5,7 @@ The file lies outside what eviction may touch and is written whole. Only signed 
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -14,12 +15,15 @@ from typing import Any
 from latebind._files import read_json, write_json
 from latebind.device.manifest import Manifest, is_digest
 from latebind.device.verify import Assignment
+from latebind.errors import DiskFull
+
+log = logging.getLogger("latebind")
 
 STATE_VERSION = 1
 # A package whose files arrive wrong is asked for again this many times before it counts as refused.
 DOWNLOAD_ATTEMPTS = 3
-# A process that dies this often before the new package has answered once is taken as killed by it.
-START_ATTEMPTS = 3
+# A package during whose loading or first run the process ended this often is taken as the reason.
+CRASH_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +58,8 @@ class CollectionState:
     """Everything that is remembered.
 
     `current` runs, `previous` is kept to return to, `assigned` is what the server wants (a digest). `proved` is false from a switch until
-    the package has answered once; `starts` counts the process starts in between. `tested_on` is the engine and system on which the golden
-    test passed.
+    the package has answered once. `attempts` counts, per package, loads and first runs that began and never ended: the process died in
+    them. `tested_on` is the engine and system on which the golden test passed.
     """
 
     current: PackageRef | None = None
@@ -63,7 +67,7 @@ class CollectionState:
     assigned: str | None = None
     refused: Mapping[str, Refusal] = field(default_factory=dict)
     proved: bool = True
-    starts: int = 0
+    attempts: Mapping[str, int] = field(default_factory=dict)
     tested_on: str = ""
     counter: int = 0
     newest_signed: float = 0.0
@@ -90,6 +94,7 @@ class CollectionState:
             self,
             assigned=assignment.package,
             refused={} if changed else self.refused,
+            attempts={} if changed else self.attempts,
             counter=max(self.counter, assignment.counter),
             newest_signed=max(self.newest_signed, assignment.issued_at),
             expires_at=assignment.expires_at,
@@ -103,7 +108,7 @@ class CollectionState:
         if self.current is not None and self.current.digest == to.digest:
             return replace(self, current=to, tested_on=tested_on)
         previous = self.current if self.proved or self.previous is None else self.previous
-        return replace(self, current=to, previous=previous, proved=False, starts=0, tested_on=tested_on)
+        return replace(self, current=to, previous=previous, proved=False, tested_on=tested_on)
 
     def tested(self, digest: str, machine: str) -> CollectionState:
         """The golden test of the current package passed on this engine and system."""
@@ -113,19 +118,26 @@ class CollectionState:
         """The current package has answered."""
         if self.current is None or self.current.digest != digest or self.proved:
             return self
-        return replace(self, proved=True, starts=0)
+        return replace(self, proved=True, attempts=_without(self.attempts, digest))
 
-    def started(self) -> CollectionState:
-        """A process begins to use a package that has not answered yet."""
-        return self if self.proved else replace(self, starts=self.starts + 1)
+    def began(self, digest: str) -> CollectionState:
+        """A load or a first run begins; if the process dies in it, this is what it leaves behind."""
+        return replace(self, attempts={**self.attempts, digest: self.attempts.get(digest, 0) + 1})
+
+    def survived(self, digest: str) -> CollectionState:
+        """It ended, well or badly, and the process is still there."""
+        count = self.attempts.get(digest, 0)
+        return replace(self, attempts={**self.attempts, digest: count - 1} if count > 1 else _without(self.attempts, digest))
+
+    def is_deadly(self, digest: str) -> bool:
+        """Whether the process has died too often while it loaded or first ran a package."""
+        return self.attempts.get(digest, 0) >= CRASH_ATTEMPTS
 
     def returned(self, digest: str, refusal: Refusal) -> CollectionState:
         """The current package failed for good: the previous one takes over again. Nothing changes when it is no longer the current one."""
         if self.current is None or self.current.digest != digest or self.previous is None:
             return self
-        return replace(
-            self, current=self.previous, previous=None, proved=True, starts=0, tested_on="", refused={**self.refused, digest: refusal}
-        )
+        return replace(self, current=self.previous, previous=None, proved=True, tested_on="", refused={**self.refused, digest: refusal})
 
     def failed(self, digest: str, refusal: Refusal) -> CollectionState:
         """A package could not be brought to run; what runs goes on."""
@@ -162,6 +174,14 @@ class StateFile:
                 self._value = changed
             return changed
 
+    def update_if_possible(self, change: Callable[[CollectionState], CollectionState]) -> CollectionState | None:
+        """A change that may be lost when the disk fails; then nothing has changed, and None comes back."""
+        try:
+            return self.update(change)
+        except (DiskFull, OSError) as error:
+            log.warning("the state of %s could not be written: %s", self._names["collection"], error)
+            return None
+
 
 def kept_packages(folder: Path) -> set[str]:
     """Digests that any collection's state in this folder wants kept."""
@@ -172,6 +192,10 @@ def kept_packages(folder: Path) -> set[str]:
             refs = (_parse_ref(raw.get(name)) for name in ("current", "previous"))
             kept |= {ref.digest for ref in refs if ref is not None}
     return kept
+
+
+def _without(counts: Mapping[str, int], digest: str) -> dict[str, int]:
+    return {key: count for key, count in counts.items() if key != digest}
 
 
 def _parse(raw: Any, names: Mapping[str, str]) -> CollectionState:
@@ -185,7 +209,7 @@ def _parse(raw: Any, names: Mapping[str, str]) -> CollectionState:
             assigned=raw["assigned"] if is_digest(raw["assigned"]) else None,
             refused={str(digest): Refusal(**refusal) for digest, refusal in raw["refused"].items()},
             proved=bool(raw["proved"]),
-            starts=int(raw["starts"]),
+            attempts={str(digest): int(count) for digest, count in raw["attempts"].items()},
             tested_on=str(raw["tested_on"]),
             counter=int(raw["counter"]),
             newest_signed=float(raw["newest_signed"]),

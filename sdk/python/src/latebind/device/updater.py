@@ -20,14 +20,14 @@ from latebind.device.api import Answer, PollAdvice
 from latebind.device.context import full_context
 from latebind.device.decision import PollOutcome, PollResult, Resolved, Step
 from latebind.device.engines import choose_engine, describe_engines
-from latebind.device.handle import Handle, source_of
+from latebind.device.handle import Handle
+from latebind.device.loader import Loader
 from latebind.device.manifest import Manifest
 from latebind.device.parts import DeviceParts
-from latebind.device.runtime import LoadedModel, load_model, run_golden_test
-from latebind.device.state import START_ATTEMPTS, CollectionState, PackageRef, Refusal, StateFile, kept_packages
+from latebind.device.runtime import LoadedModel
+from latebind.device.state import CollectionState, PackageRef, Refusal, StateFile, kept_packages
 from latebind.device.verify import Expected, Trust, effective_now, verify_assignment
 from latebind.errors import (
-    CacheDamaged,
     DeviceError,
     DiskFull,
     FirstStartOffline,
@@ -53,8 +53,10 @@ class CollectionUpdater:
         self._wake = wake
         self._lock = threading.RLock()
         self._state = StateFile(parts.states / f"{collection}.json", account=parts.account, collection=collection)
+        self._loader = Loader(parts, collection, self._state)
         self._handles: list[Handle] = []
         self._told: set[tuple[str | None, str, str | None]] = set()
+        self._trying: set[str] = set()
         self._backoff = Backoff(parts.random, parts.options.retry_base_s, parts.options.retry_cap_s)
         self.last_outcome: PollOutcome | None = None
 
@@ -98,12 +100,11 @@ class CollectionUpdater:
         state = self.state
         if state.current is None or self._parts.api.identity.trust is None:
             return None
-        if not state.proved and state.starts >= START_ATTEMPTS and state.previous is not None:
-            self._return(state.current.digest, LatebindError("the process ended before it answered, again and again", code="CRASH_LOOP"))
-        self._update_quietly(CollectionState.started)
+        if not state.proved and state.is_deadly(state.current.digest):
+            self._return(state.current.digest, decision.crash_loop())
         while (ref := self.state.current) is not None:
             try:
-                return self._load(ref, test=self.state.tested_on != self._parts.machine)
+                return self._loader.load_warily(ref, test=self.state.tested_on != self._parts.machine)
             except (DeviceError, OSError) as error:
                 failure = decision.as_error(error)
                 self._note_failure(ref, failure)
@@ -148,7 +149,7 @@ class CollectionUpdater:
                 if handle.info.package == current.digest:
                     continue
                 try:
-                    handle.switch(self._load(current, test=False), kind="returned")
+                    handle.switch(self._loader.load(current, test=False), kind="returned")
                 except (DeviceError, OSError) as error:
                     self._note_failure(current, decision.as_error(error))
                 else:
@@ -233,7 +234,7 @@ class CollectionUpdater:
             return self._install(assigned, trust, want_model=want_model)
         outcome = self._unchanged_or_kept(digest)
         if step is Step.NOTHING and want_model and state.current is not None:
-            return outcome, self._load(state.current, test=True)
+            return outcome, self._loader.load(state.current, test=True)
         return outcome, None
 
     # --- installing ---------------------------------------------------------------------------------------------------------------
@@ -252,7 +253,7 @@ class CollectionUpdater:
             self._note_failure(assigned, error)
             refusal = decision.refusal_of(self.state, digest, error, machine=self._parts.machine)
             if refusal is not None:
-                self._update_quietly(lambda state: state.failed(digest, refusal))
+                self._state.update_if_possible(lambda state: state.failed(digest, refusal))
             return self._outcome(PollResult.FAILED, error=error, received=received), None
         self._collect()
         return self._outcome(PollResult.SWITCHED, received=received), model
@@ -275,10 +276,12 @@ class CollectionUpdater:
             self._tell("running", ref.digest)
             return None
         handles = [handle for handle in self.handles if handle.info.package != ref.digest]
-        models = [self._load(ref, test=True)]
+        if self.state.is_deadly(ref.digest):
+            raise decision.crash_loop()
+        models = [self._loader.load_warily(ref, test=True)]
         try:
             while len(models) < len(handles) + want_model:
-                models.append(self._load(ref, test=False))
+                models.append(self._loader.load(ref, test=False))
             self._state.update(lambda state: state.switched(ref, tested_on=self._parts.machine))
         except BaseException:
             for model in models:
@@ -294,25 +297,6 @@ class CollectionUpdater:
             model.close()
         return None
 
-    def _load(self, ref: PackageRef, *, test: bool) -> LoadedModel:
-        """Open and load an installed package. Raises CacheDamaged, EngineMissing, LoadFailed, GoldenTestFailed."""
-        parts = self._parts
-        trust = parts.api.identity.trust
-        if trust is None:
-            raise CacheDamaged("the keys to check installed packages with are gone")
-        try:
-            package = parts.cache.open(ref.digest, account=parts.account, trust=trust)
-            model = load_model(package, collection=self._collection, engines=parts.engines, threads=parts.options.threads)
-            if test:
-                run_golden_test(model)
-                self._update_quietly(lambda state: state.tested(ref.digest, parts.machine))
-        except CacheDamaged:
-            # The seal goes: the next look at the package hashes every file, and the next check fetches what is wrong.
-            parts.cache.distrust(ref.digest)
-            raise
-        parts.telemetry.record_load(source_of(model.info), model.load_us)
-        return model
-
     def _collect(self) -> None:
         try:
             self._parts.cache.collect(kept_packages(self._parts.states) | self.state.kept)
@@ -321,9 +305,21 @@ class CollectionUpdater:
 
     # --- what handles say (HandleListener) ------------------------------------------------------------------------------------------
 
+    def on_trying(self, digest: str) -> None:
+        """See `HandleListener.on_trying`."""
+        if digest not in self._trying:
+            self._trying.add(digest)
+            self._state.update_if_possible(lambda state: state.began(digest))
+
+    def on_tried(self, digest: str) -> None:
+        """See `HandleListener.on_tried`."""
+        self._trying.discard(digest)
+        self._state.update_if_possible(lambda state: state.survived(digest))
+
     def on_proven(self, digest: str) -> None:
         """See `HandleListener.on_proven`."""
-        self._update_quietly(lambda state: state.proven(digest))
+        self._trying.discard(digest)
+        self._state.update_if_possible(lambda state: state.proven(digest))
 
     def on_broken(self, digest: str, error: DeviceError) -> None:
         """See `HandleListener.on_broken`."""
@@ -340,7 +336,7 @@ class CollectionUpdater:
     def _return(self, digest: str, error: LatebindError) -> bool:
         """Make the previous package the current one again; whether there was one to return to."""
         refusal = Refusal(error.code, error.detail, 1, self._parts.machine, final=not decision.is_transient(error))
-        changed = self._update_quietly(lambda state: state.returned(digest, refusal))
+        changed = self._state.update_if_possible(lambda state: state.returned(digest, refusal))
         if changed is None or changed.current is None or changed.current.digest == digest:
             return False
         # The state `returned` names the package that runs from now on, as `running` does; the one that failed has an event of its own.
@@ -370,7 +366,7 @@ class CollectionUpdater:
             raise ResponseInvalid("the server answered 304 to a question without an ETag")
         if answer.status != 200:
             etag = answer.etag if answer.status == 304 else None
-            self._update_quietly(lambda state: replace(decision.advised(state, answer.poll), etag=etag or state.etag))
+            self._state.update_if_possible(lambda state: replace(decision.advised(state, answer.poll), etag=etag or state.etag))
 
     def _note_failure(self, package: PackageRef, error: LatebindError) -> None:
         """Count it in telemetry, and report it once per package and code."""
@@ -388,11 +384,3 @@ class CollectionUpdater:
             self._parts.reports.add(self._collection, state, package=digest, code=code, detail=detail, decision_id=self.state.decision_id)
         except DiskFull as full:
             log.warning("a report is lost: %s", full)
-
-    def _update_quietly(self, change: Callable[[CollectionState], CollectionState]) -> CollectionState | None:
-        """A change that may be lost when the disk is full; then nothing has changed, and None comes back."""
-        try:
-            return self._state.update(change)
-        except (DiskFull, OSError) as error:
-            log.warning("the state of %s could not be written: %s", self._collection, error)
-            return None
