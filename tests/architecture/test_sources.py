@@ -114,3 +114,80 @@ def test_public_files_have_a_docstring_that_says_what_they_are_for() -> None:
         if "migrations" not in path.parts and not ast.get_docstring(ast.parse(path.read_text()))
     ]
     assert bare == []
+
+
+#: Who stands above whom inside a service (STYLE section 3, rule 5): a file imports files of its own or a higher number.
+LAYERS = {
+    "app": 0,
+    "routes": 1, "device": 1, "workers": 1, "writer": 1, "bootstrap": 1,
+    "schemas": 2,
+    "service": 3,
+    "store": 5, "events": 5, "queries": 5, "signing": 5,
+    "tables": 6,
+    "domain": 8, "errors": 9,
+}  # fmt: skip
+
+
+def layer(module: str) -> int | None:
+    """The layer of a module by the file names that all services share; None for a service's own files in the middle."""
+    return LAYERS.get(module.rsplit(".", 1)[-1].partition("_")[0])
+
+
+def test_services_import_downwards() -> None:
+    wrong = []
+    for service in SERVICES:
+        for path in sources(f"services/{service}"):
+            own = layer(path.stem)
+            if own is None or "migrations" in path.parts:
+                continue
+            for module in imports(path):
+                if module.startswith(f"services.{service}.") and (ROOT / f"{module.replace('.', '/')}.py").exists():
+                    other = layer(module)
+                    if other is not None and other < own:
+                        wrong.append(f"{shown(path)} imports {module}")
+    assert wrong == []
+
+
+def test_only_app_reads_settings() -> None:
+    wrong = [
+        shown(path)
+        for service in SERVICES
+        for path in sources(f"services/{service}")
+        if path.name != "app.py" and any(module.endswith(".settings") for module in imports(path) if module.startswith("services."))
+    ]
+    assert wrong == []
+
+
+def test_messages_are_read_and_written_at_the_edges_only() -> None:
+    allowed = {"events.py", "decode.py", "routes.py", "device.py", "packed.py", "json_batch.py"}
+    wrong = [
+        shown(path)
+        for path in sources("services")
+        if path.name not in allowed and any(m.startswith("latebind_proto") for m in imports(path))
+    ]
+    assert wrong == []
+
+
+def test_pure_files_import_no_one_who_acts() -> None:
+    """Decisions are values in, values out: no clock, no database, no network, no framework."""
+    acting = {"asyncio", "sqlalchemy", "fastapi", "httpx2", "socket", "subprocess", "threading", "os", "time", "kit"}
+    pure = {
+        "domain.py",
+        "binding.py",
+        "manifest.py",
+        "decode.py",
+        "predicates.py",
+        "compatibility.py",
+        "bucketing.py",
+        "explain.py",
+        "lint.py",
+        "index.py",
+        "simulation.py",
+    }
+    wrong = []
+    for path in sources("services"):
+        if path.name in pure:
+            found = {name for module in imports(path) if (name := module.split(".")[0]) in acting and not module.startswith("kit.errors")}
+            if found:
+                wrong.append(f"{shown(path)} imports {sorted(found)}")
+    assert wrong == []
