@@ -98,7 +98,7 @@ class Authenticator:
     async def _device(self, token: str, now: float) -> Known:
         try:
             key = await self._token_key(token)
-            decoded = jwt.decode(token, key, algorithms=["EdDSA"])
+            decoded = jwt.decode(token, key, algorithms=["Ed25519"])
         except (JoseError, ValueError, KeyError, TypeError) as error:
             raise Unauthorized("the device token is not valid; renew it at /v1/device/token") from error
         claims = decoded.claims
@@ -116,8 +116,8 @@ class Authenticator:
         """Return the key that the token names. Unknown key ids make one look at the registry, at most every few seconds."""
         head = token.partition(".")[0]
         header = json.loads(base64.urlsafe_b64decode(head + "=" * (-len(head) % 4)))
-        if header.get("alg") != "EdDSA":
-            raise ValueError("not an EdDSA token")
+        if header.get("alg") != "Ed25519":
+            raise ValueError("not an Ed25519 token")
         kid = str(header.get("kid"))
         if kid not in self._keys and time.monotonic() - self._keys_fetched > _KEYS_REFETCH_S:
             async with self._fetching:

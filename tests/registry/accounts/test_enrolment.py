@@ -34,12 +34,11 @@ async def claims_of(registry: Registry, token: str) -> dict[str, object]:
     answer = (await registry.client(SERVICE).get("/internal/device-token-keys")).json()
     keys = {one["key_id"]: one["public_key"] for one in answer["keys"]}
     x = base64.urlsafe_b64encode(base64.b64decode(next(iter(keys.values())))).decode().rstrip("=")
-    decoded = jwt.decode(token, OKPKey.import_key({"kty": "OKP", "crv": "Ed25519", "x": x}), algorithms=["EdDSA"])
-    assert decoded.header == {"alg": "EdDSA", "typ": "JWT", "kid": next(iter(keys))}
+    decoded = jwt.decode(token, OKPKey.import_key({"kty": "OKP", "crv": "Ed25519", "x": x}), algorithms=["Ed25519"])
+    assert decoded.header == {"alg": "Ed25519", "typ": "JWT", "kid": next(iter(keys))}
     return decoded.claims
 
 
-@pytest.mark.filterwarnings("ignore:EdDSA is deprecated")  # docs/wire.md names the algorithm so
 async def test_a_device_enrols_and_renews(registry: Registry, phone: Phones) -> None:
     key = await enrolment_key(registry)
     one = phone()

@@ -7,29 +7,18 @@ from datetime import datetime, timedelta
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from joserfc import jwt
-from joserfc.errors import UnsupportedAlgorithmError
-from joserfc.jwa import JWSAlgModel
 from joserfc.jwk import OKPKey
-from joserfc.jws import JWSRegistry
 
 from kit.signing import key_id_of
 from services.registry.accounts.enrolment.domain import AUDIENCE, ISSUER, LONGEST_TOKEN
 from services.registry.accounts.enrolment.proofs import derived_key
 
-_ALGORITHM = "EdDSA"
-
-
-class _OnlyEdDSA(JWSRegistry):
-    """The one algorithm of docs/wire.md. joserfc's own look-up warns of the name, which RFC 9864 changed to `Ed25519`."""
-
-    def get_alg(self, name: str) -> JWSAlgModel:
-        if name != _ALGORITHM:
-            raise UnsupportedAlgorithmError(f"Algorithm of '{name}' is not allowed")
-        return self.algorithms[name]
+#: The name of RFC 9864; "EdDSA", the older one, left the curve open.
+_ALGORITHM = "Ed25519"
 
 
 class DeviceTokens:
-    """Signs device tokens: JWT (RFC 7519) with EdDSA over Ed25519 (RFC 8037), the key derived from the master key."""
+    """Signs device tokens: JWT (RFC 7519) with Ed25519 (RFC 8037, RFC 9864), the key derived from the master key."""
 
     def __init__(self, master: bytes, lifetime: timedelta) -> None:
         private = Ed25519PrivateKey.from_private_bytes(derived_key(master, "signing"))
@@ -38,7 +27,6 @@ class DeviceTokens:
         self._key = OKPKey.import_key(
             {"kty": "OKP", "crv": "Ed25519", "x": _base64url(self._public_key), "d": _base64url(private.private_bytes_raw())}
         )
-        self._registry = _OnlyEdDSA(algorithms=[_ALGORITHM])
         self._lifetime = min(lifetime, LONGEST_TOKEN)
 
     def issue(self, account: str, install_id: str, now: datetime) -> tuple[str, datetime]:
@@ -53,7 +41,7 @@ class DeviceTokens:
             "iat": int(issued_at.timestamp()),
             "exp": int(expires_at.timestamp()),
         }
-        token = jwt.encode({"alg": _ALGORITHM, "kid": self._key_id}, claims, self._key, registry=self._registry)
+        token = jwt.encode({"alg": _ALGORITHM, "kid": self._key_id}, claims, self._key, algorithms=[_ALGORITHM])
         return token, expires_at
 
     def public_keys(self) -> dict[str, bytes]:
