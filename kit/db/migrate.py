@@ -1,16 +1,16 @@
 """Runs one service's Alembic tree up to its newest revision.
 
 Each service's `migrations/env.py` calls `run_migrations(metadata)`; the connection is handed in, so Alembic opens nothing itself.
+A revision is named like its file's number (`0001_first.py` is `0001`), so that a database that is up to date is known as such
+without loading Alembic: 10 MB and a third of a second at every start.
 """
 
 from __future__ import annotations
 
 from importlib.resources import as_file, files
+from pathlib import Path
 from typing import Any
 
-from alembic import command, context
-from alembic.config import Config
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, MetaData, inspect, text
 
 from kit.db import Database
@@ -19,20 +19,20 @@ from kit.db import Database
 async def migrate(database: Database, package: str) -> None:
     """Upgrade the database with the tree in `<package>/migrations` (`package` for example `services.registry`)."""
     with as_file(files(package) / "migrations") as folder:
-        config = Config()
-        config.set_main_option("script_location", str(folder).replace("%", "%%"))
-        config.set_main_option("path_separator", "os")
-        head = ScriptDirectory.from_config(config).get_current_head()
+        newest = newest_revision(folder)
 
         def upgrade(connection: Connection) -> None:
-            if _current(connection) == head:
-                return
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            if _current(connection) != newest:
+                _upgrade(connection, folder)
 
         async with database.write_engine.connect() as connection:
             await connection.run_sync(upgrade)
             await connection.commit()
+
+
+def newest_revision(folder: Path) -> str:
+    """Return the highest number among the revisions' files."""
+    return max(path.name.partition("_")[0] for path in (folder / "versions").glob("[0-9]*.py"))
 
 
 def _current(connection: Connection) -> str | None:
@@ -42,8 +42,21 @@ def _current(connection: Connection) -> str | None:
     return version
 
 
+def _upgrade(connection: Connection, folder: Path) -> None:
+    from alembic import command  # noqa: PLC0415 - only a database that is behind needs it
+    from alembic.config import Config  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
 def run_migrations(metadata: MetaData) -> None:
     """What a tree's `env.py` does: run the revisions on the connection that `migrate` handed in."""
+    from alembic import context  # noqa: PLC0415 - loaded by then
+
     connection: Any = context.config.attributes["connection"]
     context.configure(connection=connection, target_metadata=metadata, render_as_batch=connection.dialect.name == "sqlite")
     with context.begin_transaction():

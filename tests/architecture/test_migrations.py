@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
 from kit.clock import SystemClock
 from kit.db import open_database
-from kit.db.migrate import migrate
+from kit.db.migrate import migrate, newest_revision
 
 
 @pytest.mark.parametrize("service", ["registry", "packager", "deployer", "telemetry"])
@@ -27,3 +29,15 @@ async def test_tree_and_tables_agree(service: str, tmp_path: Path) -> None:
         await migrate(database, f"services.{service}")  # a second start finds nothing to do
         async with database.write_engine.connect() as connection:
             assert await connection.run_sync(differences) == []
+
+
+@pytest.mark.parametrize("service", ["registry", "packager", "deployer", "telemetry"])
+def test_a_revision_is_named_like_its_file(service: str) -> None:
+    folder = Path(importlib.import_module(f"services.{service}").__file__ or "").parent / "migrations"
+    config = Config()
+    config.set_main_option("script_location", str(folder))
+    config.set_main_option("path_separator", "os")
+    scripts = ScriptDirectory.from_config(config)
+    for script in scripts.walk_revisions():
+        assert Path(script.path).name.partition("_")[0] == script.revision
+    assert scripts.get_current_head() == newest_revision(folder)
