@@ -9,7 +9,8 @@ the same identity (schema/). It decides nothing about the contents: `decode.py` 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -20,7 +21,7 @@ from kit.logs import get_logger
 from kit.metrics import Metric, Metrics
 from kit.workers import UNHEALTHY_AFTER, Backoff, Stop, Worker
 from services.telemetry import events, store
-from services.telemetry.columnstore import Tables
+from services.telemetry.columnstore import TABLES, Tables
 from services.telemetry.decode import Chunk, Reject, decode
 from services.telemetry.domain import Patience, Plan, TooManyRejects, cut
 from services.telemetry.service import GROUP
@@ -158,19 +159,19 @@ class Writer(Worker):
         self._count(ranges, len(letters))
 
     async def _insert(self, plan: Plan, records: Sequence[Record]) -> list[Reject]:
-        """Insert a range chunk by chunk; decoding runs in a thread. Returns the rejects."""
+        """Insert a range chunk by chunk. Returns the rejects."""
         rejects: list[Reject] = []
-        chunks = decode([record.value for record in records], rejects)
         number = 0
-        while (chunk := await asyncio.to_thread(_next, chunks)) is not None:
-            for table in ("samples", "failures", "activity"):
-                columns = getattr(chunk, table)
-                rows = len(columns["day"])
-                if rows:
-                    # The same range always makes the same chunks, so the number belongs to the token.
-                    await self._tables.insert(table, columns, token=f"{plan.token}/{number}")
-                    self._metrics.count("latebind_telemetry_rows_total", rows, table=table)
-            number += 1
+        async with aclosing(decoded([record.value for record in records], rejects)) as chunks:
+            async for chunk in chunks:
+                for table in TABLES:
+                    columns = getattr(chunk, table)
+                    rows = len(columns["day"])
+                    if rows:
+                        # The same range always makes the same chunks, so the number belongs to the token.
+                        await self._tables.insert(table, columns, token=f"{plan.token}/{number}")
+                        self._metrics.count("latebind_telemetry_rows_total", rows, table=table)
+                number += 1
         return rejects
 
     def _count(self, ranges: dict[int, Sequence[Record]], rejected: int) -> None:
@@ -184,8 +185,21 @@ class Writer(Worker):
         self._metrics.gauge("latebind_telemetry_lag_seconds", max(0.0, self._clock.now().timestamp() - oldest))
 
 
-def _next(chunks: object) -> Chunk | None:
-    return next(chunks, None)  # type: ignore[call-overload, no-any-return]
+async def decoded(values: Sequence[bytes], rejects: list[Reject]) -> AsyncGenerator[Chunk, None]:
+    """Decode in a thread, one chunk ahead of the caller, so that it goes on while the caller inserts; see `decode.decode`."""
+    chunks = decode(values, rejects)
+
+    def following() -> Chunk | None:
+        return next(chunks, None)
+
+    upcoming = asyncio.create_task(asyncio.to_thread(following))
+    try:
+        while (chunk := await upcoming) is not None:
+            upcoming = asyncio.create_task(asyncio.to_thread(following))
+            yield chunk
+    finally:
+        # The thread cannot be stopped; two of them must not use the iterator.
+        await asyncio.wait([upcoming])
 
 
 def _by_partition(records: Sequence[Record]) -> dict[int, list[Record]]:
