@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from kit import http
 from kit.ports import Part, Ports
 from kit.signing import DerivedSigner
@@ -42,11 +44,9 @@ def create_part(settings: DeployerSettings, ports: Ports) -> Part:
     api.state.fleet = fleet
     devices = DeviceApp(resolver, eventlog=ports.eventlog, seal=ports.seal, clock=ports.clock)
 
-    async def app(scope: http.Scope, receive: http.Receive, send: http.Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith("/v1/device/"):
-            await devices(scope, receive, send)
-        else:
-            await api(scope, receive, send)
+    def app(scope: http.Scope, receive: http.Receive, send: http.Send) -> Awaitable[None]:
+        hot = scope["type"] == "http" and scope["path"].startswith("/v1/device/")
+        return devices(scope, receive, send) if hot else api(scope, receive, send)
 
     return Part(
         app=app,

@@ -78,6 +78,7 @@ class Served:
     reason: Reason
     rule_id: str | None
     package: Package
+    ending: bytes = b""  # the last part of an ETag: which package
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,7 @@ class Bound:
     since: float = inf
     until: float = -inf
     epoch: str = ""
+    tag: bytes = b""  # the first part of an ETag: the epoch
 
     def at(self, now: float) -> Bound:
         """Return this with the rules that are open at `now` (Unix seconds); itself while nothing opened or closed."""
@@ -154,7 +156,7 @@ class Bound:
         since = max((edge for edge in self.edges if edge <= now), default=-inf)
         until = min((edge for edge in self.edges if edge > now), default=inf)
         epoch = hashlib.sha256(f"{self.identity}:{open_rules:x}".encode()).hexdigest()[:16]
-        return replace(self, open_rules=open_rules, since=since, until=until, epoch=epoch)
+        return replace(self, open_rules=open_rules, since=since, until=until, epoch=epoch, tag=f'"{epoch}.'.encode())
 
 
 def bind(compiled: Compiled, catalogue: Catalogue, *, collection: str, revision: int, content: str) -> Bound:
@@ -253,7 +255,7 @@ def _plan(place: int, rule: Rule, arms: tuple[_Ready, ...], checked: frozenset[i
 
 
 def _ready(option: Option, reason: Reason, rule_id: str | None) -> _Ready:
-    return tuple((package, Served(reason, rule_id, package)) for package in option.packages)
+    return tuple((package, Served(reason, rule_id, package, f'.{package.digest[:16]}"'.encode())) for package in option.packages)
 
 
 def _refusal(bound: Bound, facts: Facts, tried: list[tuple[int, int]]) -> Refusal:

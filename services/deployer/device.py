@@ -16,7 +16,7 @@ from kit.web import RawOperation
 from services.deployer import events
 from services.deployer.errors import ReportInvalid
 from services.deployer.reports import ReportProblem, read_report
-from services.deployer.resolver import Resolver
+from services.deployer.resolver import Question, Resolver
 
 log = get_logger(__name__)
 
@@ -25,14 +25,8 @@ MAX_REPORT_BYTES = 256 << 10
 
 _RESOLVE_START = "/v1/device/collections/"
 _RESOLVE_END = ":resolve"
+_RESOLVE_NAME = slice(len(_RESOLVE_START), -len(_RESOLVE_END))
 _EVENTS = "/v1/device/events"
-
-_HEADERS = {
-    PRINCIPAL_HEADER: "principal",
-    COUNTRY_HEADER: "country",
-    b"if-none-match": "etag",
-    b"latebind-nonce": "nonce",
-}
 
 _CONTEXT_SCHEMA = {
     "type": "object",
@@ -127,42 +121,47 @@ class DeviceApp:
             log.exception("device request failed", path=scope["path"])
             await http.send_problem(send, Internal("a fault of ours; the server's log has it under this request id"))
             return
-        if status != 304:
-            headers.append((b"content-length", b"%d" % len(body)))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
     async def _answer(self, scope: http.Scope, receive: http.Receive) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
-        path: str = scope["path"]
-        sent: dict[str, bytes] = {}
-        for name, value in scope["headers"]:
-            if name in _HEADERS:
-                sent.setdefault(_HEADERS[name], value)
-        caller = self._seal.open(sent.get("principal"))
-        if caller.kind is not Kind.DEVICE or caller.account is None:
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        caller = self._seal.open(headers.get(PRINCIPAL_HEADER))
+        account = caller.account
+        if caller.kind is not Kind.DEVICE or account is None:
             authorize(caller, Access.DEVICE)
-        resolves = path.startswith(_RESOLVE_START) and path.endswith(_RESOLVE_END)
-        if not resolves and path != _EVENTS:
+            raise NotFound("there is nothing at this path")
+        path: str = scope["path"]
+        if not (path.startswith(_RESOLVE_START) and path.endswith(_RESOLVE_END)):
+            return await self._other(scope, receive, caller)
+        if scope["method"] != "POST":
+            raise MethodNotAllowed("this path takes POST only")
+        body = await http.read_body(scope, receive, max_bytes=MAX_CONTEXT_BYTES)
+        found = self._resolver.ask(
+            account,
+            caller.id,
+            path[_RESOLVE_NAME],
+            body=body,
+            country=headers.get(COUNTRY_HEADER),
+            etag=headers.get(b"if-none-match"),
+        )
+        if type(found) is list:
+            return 304, b"", found
+        assert isinstance(found, Question)
+        answer, sent = await self._resolver.answer(found, headers.get(b"latebind-nonce"))
+        return 200, answer, [(b"content-length", b"%d" % len(answer)), *sent]
+
+    async def _other(self, scope: http.Scope, receive: http.Receive, caller: Principal) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
+        if scope["path"] != _EVENTS:
             raise NotFound("there is nothing at this path")
         if scope["method"] != "POST":
             raise MethodNotAllowed("this path takes POST only")
-        if not resolves:
-            return await self._report(caller, await http.read_body(scope, receive, max_bytes=MAX_REPORT_BYTES))
-        body = await http.read_body(scope, receive, max_bytes=MAX_CONTEXT_BYTES)
-        return await self._resolver.resolve(
-            caller.tenant,
-            caller.id,
-            path[len(_RESOLVE_START) : -len(_RESOLVE_END)],
-            body=body,
-            country=sent.get("country"),
-            etag=sent.get("etag"),
-            nonce=sent.get("nonce"),
-        )
+        return await self._report(caller, await http.read_body(scope, receive, max_bytes=MAX_REPORT_BYTES))
 
-    async def _report(self, caller: Principal, body: bytes) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
+    async def _report(self, caller: Principal, content: bytes) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
         try:
-            http.check_json_depth(body)
-            count, report = read_report(body)
+            http.check_json_depth(content)
+            count, report = read_report(content)
         except ReportProblem as problem:
             raise ReportInvalid(f"the update states cannot be read: {problem}") from problem
         except Problem as problem:
@@ -170,4 +169,5 @@ class DeviceApp:
         if count:
             message = events.device_reported(caller.tenant, caller.id, report, self._clock.now())
             await self._eventlog.append(events.DEVICE_REPORTED, [message])
-        return 202, b'{"accepted":%d}' % count, [(b"content-type", b"application/json")]
+        body = b'{"accepted":%d}' % count
+        return 202, body, [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]

@@ -20,6 +20,7 @@ from services.deployer.domain import Decision, Device, DeviceEvent
 from services.deployer.errors import CollectionNotFound, DecisionNotFound, DeviceNotFound, RulesInvalid
 from services.deployer.facts import context_of, installed_digests
 from services.deployer.loader import bound, compiled
+from services.deployer.resolver import read_facts
 from services.deployer.rules import RulesProblem
 from services.deployer.sightings import Sightings
 from services.deployer.simulation import Tally
@@ -142,7 +143,7 @@ class FleetService:
         noted = deque(self._sightings.take())
         while noted:
             part = [noted.popleft() for _ in range(min(_PAGE, len(noted)))]
-            seen = [one if facts is None else replace(one, context=context_of(facts)) for one, facts in part]
+            seen = [one if sent is None else replace(one, context=context_of(read_facts(*sent))) for one, sent in part]
             try:
                 async with self._database.begin() as tx:
                     await store_devices.see(tx, seen)

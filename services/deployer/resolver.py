@@ -6,10 +6,9 @@ stands in the event log before it leaves. What is decided is decided by `binding
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from xxhash import xxh3_64_hexdigest
@@ -38,12 +37,26 @@ from services.deployer.snapshot import Snapshot
 ASSIGNMENT_TYPE = "application/vnd.latebind.assignment+json"
 #: Refusals that are remembered, so that a device asking again and again does not fill the log.
 MAX_REFUSALS = 50_000
-_DIGEST_PREFIX = 16
+#: Where an ETag, "epoch.asked.package", holds the hash of what was asked.
+_ASKED = slice(18, 34)
 _SHORTEST_NONCE, _LONGEST_NONCE = 16, 64
 
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 _Headers = list[tuple[bytes, bytes]]
+
+
+class Question(NamedTuple):
+    """A request that needs an answer of its own: what was asked, of which rules, and what they decide."""
+
+    account: str
+    install_id: str
+    collection: str
+    bound: Bound
+    state: bytes
+    facts: dict[str, dict[str, Any]]
+    answer: Served | Refusal
+    now: datetime
 
 
 class Resolver:
@@ -66,69 +79,70 @@ class Resolver:
         self._poll = {"after_s": poll_after_s, "spread_s": poll_spread_s}
         self._poll_header = (b"latebind-poll", f"after={poll_after_s}; spread={poll_spread_s}".encode())
         self._assignment_lifetime = timedelta(seconds=assignment_lifetime_s)
-        self._refusals: dict[tuple[str, str, str], tuple[str, str, Problem]] = {}
+        self._refusals: dict[tuple[str, str, str], tuple[bytes, Problem]] = {}
         self._counter = 0
 
     def count_from(self, microseconds: int) -> None:
         """Let assignment counters start above what an earlier process may have given out."""
         self._counter = max(self._counter, microseconds)
 
-    async def resolve(
-        self,
-        account: str,
-        install_id: str,
-        collection: str,
-        *,
-        body: bytes,
-        country: bytes | None,
-        etag: bytes | None,
-        nonce: bytes | None,
-    ) -> tuple[int, bytes, _Headers]:
-        """Return status, body and headers of the answer.
+    def ask(
+        self, account: str, install_id: str, collection: str, *, body: bytes, country: bytes | None, etag: bytes | None
+    ) -> _Headers | Question:
+        """Return the headers of a 304, or what `answer` needs for anything else. Waits for nothing: this is the steady path.
 
-        Raises `CollectionNotFound`, `Starting`, `ContextInvalid`, `InstallMismatch`, `NonceInvalid`, `NoMatch`,
-        `NoCompatiblePackage`, and `LogFull` when the answer cannot be recorded.
+        Raises `CollectionNotFound`, `Starting`, `ContextInvalid`, `InstallMismatch`, and a refusal that was recorded before.
         """
         now = self._clock.now()
         live = self._snapshot.find(account, collection)
         if live is None:
             raise self._unknown()
         bound = live.at(now.timestamp())
-        asked = xxh3_64_hexdigest(b"%b\0%b\0%b" % (install_id.encode(), country or b"", body))
-        state = f"{bound.epoch}.{asked}"
-        known = b"" if etag is None else etag.strip().removeprefix(b"W/")
-        if known.startswith(b'"%b.' % state.encode()):
+        asked = xxh3_64_hexdigest(b"%b\0%b\0%b" % (install_id.encode(), country or b"", body)).encode()
+        if etag is not None and etag[_ASKED] == asked and etag.startswith(bound.tag):
             self._sightings.seen(account, install_id, now)
-            return 304, b"", [(b"etag", known), self._poll_header]
+            return [(b"etag", etag), self._poll_header]
+        state = bound.tag + asked
         refused = self._refusals.get((account, install_id, collection))
         if refused is not None and refused[0] == state:
             self._sightings.seen(account, install_id, now)
-            raise refused[2]
+            raise refused[1]
         facts = _facts(body, install_id, country)
         answer = decide(bound, facts, install_id)
+        if type(answer) is Served and etag is not None and etag.endswith(answer.ending):
+            self._sightings.told(account, install_id, now, body, country)
+            return [(b"etag", state + answer.ending), self._poll_header]
+        return Question(account, install_id, collection, bound, state, facts, answer, now)
+
+    async def answer(self, question: Question, nonce: bytes | None) -> tuple[bytes, _Headers]:
+        """Return body and headers of a 200, after its record is in the event log.
+
+        Raises `NonceInvalid`, `NoMatch`, `NoCompatiblePackage`, and `LogFull` when the answer cannot be recorded.
+        """
+        answer = question.answer
         if isinstance(answer, Refusal):
-            raise await self._refuse(account, install_id, collection, bound=bound, state=state, facts=facts, answer=answer, now=now)
-        tag = f'"{state}.{answer.package.digest[:_DIGEST_PREFIX]}"'.encode()
-        if known.endswith(b'.%b"' % answer.package.digest[:_DIGEST_PREFIX].encode()):
-            self._sightings.told(account, install_id, now, facts)
-            return 304, b"", [(b"etag", tag), self._poll_header]
-        headers = [(b"content-type", b"application/json"), (b"etag", tag), (b"cache-control", b"private, no-cache")]
-        document = self._document(bound, answer)
+            raise await self._refuse(question, answer)
         text = _nonce(nonce)
-        await self._record(account, install_id, collection, bound=bound, facts=facts, document=document, now=now)
-        document["assignment"] = self._assign(account, install_id, collection, bound=bound, answer=answer, nonce=text, now=now)
-        return 200, _encode(document), headers
+        document = self._document(question, answer)
+        await self._record(question, document)
+        document["assignment"] = self._assign(question, answer, text)
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"etag", question.state + answer.ending),
+            (b"cache-control", b"private, no-cache"),
+        ]
+        return _encode(document), headers
 
     def _unknown(self) -> Problem:
         if not self._snapshot.complete:
             return Starting("the rules are still being loaded; ask again in a moment")
         return CollectionNotFound("there is no such collection, or none of its revisions is published", poll=self._poll)
 
-    def _document(self, bound: Bound, answer: Served) -> dict[str, Any]:
+    def _document(self, question: Question, answer: Served) -> dict[str, Any]:
         package = answer.package
         return {
             "decision_id": new_id("d", self._clock),
-            "revision": bound.revision,
+            "revision": question.bound.revision,
             "reason": answer.reason.value,
             "rule_id": answer.rule_id,
             "package": {
@@ -143,22 +157,11 @@ class Resolver:
             "poll": self._poll,
         }
 
-    async def _refuse(
-        self,
-        account: str,
-        install_id: str,
-        collection: str,
-        *,
-        bound: Bound,
-        state: str,
-        facts: dict[str, dict[str, Any]],
-        answer: Refusal,
-        now: datetime,
-    ) -> Problem:
+    async def _refuse(self, question: Question, answer: Refusal) -> Problem:
         """Record a refusal and return the problem to raise. The same question gets the same answer again without a record."""
         document: dict[str, Any] = {
             "decision_id": new_id("d", self._clock),
-            "revision": bound.revision,
+            "revision": question.bound.revision,
             "reason": answer.reason.value,
             "rule_id": None,
             "package": None,
@@ -172,69 +175,61 @@ class Resolver:
             problem = NoCompatiblePackage(text, packages=document["packages"], **extra)
         else:
             problem = NoMatch("no rule of the collection serves this device, and it has no default", **extra)
-        await self._record(account, install_id, collection, bound=bound, facts=facts, document=document, now=now)
+        await self._record(question, document)
         if len(self._refusals) >= MAX_REFUSALS:
             self._refusals.clear()
-        self._refusals[account, install_id, collection] = (state, document["decision_id"], problem)
+        self._refusals[question.account, question.install_id, question.collection] = (question.state, problem)
         return problem
 
-    async def _record(
-        self,
-        account: str,
-        install_id: str,
-        collection: str,
-        *,
-        bound: Bound,
-        facts: dict[str, dict[str, Any]],
-        document: dict[str, Any],
-        now: datetime,
-    ) -> None:
+    async def _record(self, question: Question, document: dict[str, Any]) -> None:
         message = events.decision_made(
             decision_id=document["decision_id"],
-            account=account,
-            collection=collection,
-            revision=bound.revision,
-            install_id=install_id,
-            decided_at=now,
-            context=_encode(context_of(facts)),
+            account=question.account,
+            collection=question.collection,
+            revision=question.bound.revision,
+            install_id=question.install_id,
+            decided_at=question.now,
+            context=_encode(context_of(question.facts)),
             answer=_encode(document),
         )
         await self._eventlog.append(events.DECISION_MADE, [message])
 
-    def _assign(
-        self, account: str, install_id: str, collection: str, *, bound: Bound, answer: Served, nonce: str, now: datetime
-    ) -> dict[str, Any]:
+    def _assign(self, question: Question, answer: Served, nonce: str) -> dict[str, Any]:
         """Sign who gets what. The counter rises with every assignment, also when the clock stands still or goes back."""
-        self._counter = max(self._counter + 1, int(now.timestamp() * 1_000_000))
+        self._counter = max(self._counter + 1, int(question.now.timestamp() * 1_000_000))
         payload = {
             "type": "latebind-assignment-v1",
-            "account": account,
-            "install_id": install_id,
-            "collection": collection,
-            "revision": bound.revision,
+            "account": question.account,
+            "install_id": question.install_id,
+            "collection": question.collection,
+            "revision": question.bound.revision,
             "package": answer.package.digest,
             "counter": self._counter,
             "nonce": nonce,
-            "issued_at": rfc3339(now),
-            "expires_at": rfc3339(now + self._assignment_lifetime),
+            "issued_at": rfc3339(question.now),
+            "expires_at": rfc3339(question.now + self._assignment_lifetime),
         }
-        return dict(self._signer.sign(account, ASSIGNMENT_TYPE, _encode(payload)))
+        return dict(self._signer.sign(question.account, ASSIGNMENT_TYPE, _encode(payload)))
 
 
 def _facts(body: bytes, install_id: str, country: bytes | None) -> dict[str, dict[str, Any]]:
     try:
-        check_json_depth(body)
-        context = _decode(body)
-        facts = facts_of(context, None if country is None else country.decode("ascii", "replace"))
+        facts = read_facts(body, country)
     except ContextProblem as problem:
         raise ContextInvalid(str(problem)) from problem
     except Problem as problem:
         raise ContextInvalid(problem.detail) from problem
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise ContextInvalid("the device context is not valid JSON in UTF-8") from error
-    if context.get("install_id") != install_id:
+    if facts[""].get("install_id") != install_id:
         raise InstallMismatch("`install_id` of the device context is not the install that the token belongs to")
     return facts
+
+
+def read_facts(body: bytes, country: bytes | None) -> dict[str, dict[str, Any]]:
+    """Return the facts of a request's body and the country that a trusted proxy named."""
+    check_json_depth(body)
+    return facts_of(_decode(body), None if country is None else country.decode("ascii", "replace"))
 
 
 def _nonce(nonce: bytes | None) -> str:

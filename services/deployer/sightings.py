@@ -6,9 +6,11 @@ A crash loses the last seconds of "last seen"; decisions are not here, they are 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
 
 from services.deployer.domain import Sighting
+
+#: Body and trusted country of a request.
+Sent = tuple[bytes, bytes | None]
 
 MAX_DEVICES = 200_000
 MAX_CONTEXTS = 20_000
@@ -20,7 +22,7 @@ class Sightings:
     def __init__(self, max_devices: int = MAX_DEVICES, max_contexts: int = MAX_CONTEXTS) -> None:
         self._max_devices, self._max_contexts = max_devices, max_contexts
         self._seen: dict[tuple[str, str], datetime] = {}
-        self._contexts: dict[tuple[str, str], Any] = {}
+        self._contexts: dict[tuple[str, str], Sent] = {}
         self.dropped = 0
 
     def seen(self, account: str, install_id: str, at: datetime) -> None:
@@ -31,28 +33,31 @@ class Sightings:
         else:
             self.dropped += 1
 
-    def told(self, account: str, install_id: str, at: datetime, facts: Any) -> None:
-        """Note a device with the facts it sent. When there is no room for them only the moment is kept."""
+    def told(self, account: str, install_id: str, at: datetime, body: bytes, country: bytes | None) -> None:
+        """Note a device with what it sent. When there is no room for that only the moment is kept."""
         key = (account, install_id)
-        self.seen(account, install_id, at)
-        if key in self._seen and (len(self._contexts) < self._max_contexts or key in self._contexts):
-            self._contexts[key] = facts
+        if len(self._seen) < self._max_devices or key in self._seen:
+            self._seen[key] = at
+            if len(self._contexts) < self._max_contexts or key in self._contexts:
+                self._contexts[key] = (body, country)
+        else:
+            self.dropped += 1
 
-    def take(self) -> list[tuple[Sighting, Any]]:
-        """Return what was noted, each with the facts or None, and start anew."""
+    def take(self) -> list[tuple[Sighting, Sent | None]]:
+        """Return what was noted, each with what it sent, or None, and start anew."""
         seen, contexts = self._seen, self._contexts
         self._seen, self._contexts = {}, {}
         return [(Sighting(key[0], key[1], at, None), contexts.get(key)) for key, at in seen.items()]
 
-    def put_back(self, noted: list[tuple[Sighting, Any]]) -> None:
+    def put_back(self, noted: list[tuple[Sighting, Sent | None]]) -> None:
         """Keep what could not be written, unless something newer came."""
-        for one, facts in noted:
+        for one, sent in noted:
             key = (one.account, one.install_id)
             if key in self._seen or len(self._seen) >= self._max_devices:
                 continue
             self._seen[key] = one.at
-            if facts is not None and len(self._contexts) < self._max_contexts:
-                self._contexts[key] = facts
+            if sent is not None and len(self._contexts) < self._max_contexts:
+                self._contexts[key] = sent
 
     def __len__(self) -> int:
         return len(self._seen)
