@@ -18,7 +18,8 @@ MODEL_ID = "tiny-yolo-v2"
 ANCHORS = ((1, 1), (3, 3), (1, 3), (3, 1), (5, 5), (5, 3), (3, 5), (5, 1))
 CELL_PIXELS = 8
 _REACH = 7  # the widest anchor and one cell around it
-_GAIN = 40.0
+_GAIN = 60.0
+_SURE = 0.9  # of the response to a thing that fills its box exactly
 
 
 def build_detector(cells: int, boxes: int, classes: int) -> bytes:
@@ -33,7 +34,7 @@ def build_detector(cells: int, boxes: int, classes: int) -> bytes:
         "ground": np.array(GROUND, np.float32),
         "filters": _filters(boxes, classes),
         "gain": np.array(_GAIN / CONTRAST, np.float32),
-        "threshold": np.array(_GAIN * 0.6, np.float32),
+        "threshold": np.array(_GAIN * _SURE, np.float32),
         "split": np.array([1, boxes, classes, cells, cells], np.int64),
         "middle": np.zeros((1, boxes, 4, cells, cells), np.float32),
         "joined": np.array([1, boxes * (5 + classes), cells, cells], np.int64),

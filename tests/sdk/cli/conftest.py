@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from latebind.cli.main import main
 
+from latebind.cli.main import main
 from tests.models import onnx_add
 from tests.server import ServerProcess
 

@@ -69,7 +69,7 @@ def test_an_editor_changes_the_draft(ready: CommandLine, tmp_path: Path) -> None
 def test_wrong_rules_are_listed(ready: CommandLine) -> None:
     cli = ready
     collection = cli.collection(RULES)
-    wrong = {"rules": [{"id": "a", "when": {"attr": "x", "op": "like", "value": 1}, "serve": serve(1)}], "default": serve(9)}
+    wrong = {"rules": [{"id": "a", "when": {"attr": "device.soc", "op": "like", "value": 1}, "serve": serve(1)}], "default": serve(9)}
     ran = cli.run("collection", "publish", collection, "--rules", cli.rules(wrong), expect=5)
     assert "rules[0].when.op" in ran.err
     assert cli.json("collection", "publish", collection, "--rules", cli.rules(wrong), expect=5)["error"]["errors"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from latebind.cli._config import Config, Profile, config_path, read_config, resolve_profile, write_config
 from latebind.cli._errors import ConfigUnusable
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import typer
+
 from latebind.cli._errors import ExitCode
 from latebind.cli._output import Output, size_text
 from latebind.cli._times import parse_duration
