@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from latebind_proto import events_pb2
 
 from bench._measure import BUILD, SEED, Server, free_port, http_request, serving
 from bench._rules import device, document, manifest
 from kit.eventlog import Message, open_eventlog
 from kit.identity import PRINCIPAL_HEADER, Kind, Principal, PrincipalSeal, Scope, granted
 from kit.ids import new_id
+from latebind_proto import events_pb2
 
 COLLECTIONS = 10
 RULES = 1_000

@@ -19,6 +19,10 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from reactivex.subject import Subject
+
+from bench._measure import SEED, AnswersDiffer, Pair, best_of_blocks, interleave, pairs_wanted, summarise, versions
+from bench._onnx import image_network, tiny_mlp
 from latebind.device.cache import PackageCache
 from latebind.device.clock import SystemClock
 from latebind.device.download import DownloadLimits
@@ -30,10 +34,6 @@ from latebind.device.telemetry import Telemetry
 from latebind.device.verify import PACKAGE_PAYLOAD_TYPE, Trust, key_id, pre_authentication_encoding
 from latebind.errors import DeviceError
 from latebind_proto.telemetry_pb2 import DeviceFacts
-from reactivex.subject import Subject
-
-from bench._measure import SEED, AnswersDiffer, Pair, best_of_blocks, interleave, pairs_wanted, summarise, versions
-from bench._onnx import image_network, tiny_mlp
 
 GOALS = {"E1": "SDK run with telemetry, direct call, against InferenceSession.run(None, feed)"}
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import zstandard
+
+from bench._measure import SEED, AnswersDiffer, Pair, pairs_wanted, summarise, versions
 from latebind.device.clock import SystemClock, format_time
 from latebind.device.spool import Spool
 from latebind.device.telemetry import RunSource, Telemetry, bucket_of
 from latebind_proto.telemetry_pb2 import PHASE_STEADY, DeviceFacts, TelemetryBatch
-
-from bench._measure import SEED, AnswersDiffer, Pair, pairs_wanted, summarise, versions
 
 GOALS = {"T4": "telemetry bytes per sample, 100 per batch, against JSON lines"}
 

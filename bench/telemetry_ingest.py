@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import zstandard
-from latebind_proto.events_pb2 import TelemetryReceived
-from latebind_proto.telemetry_pb2 import PHASE_STEADY, DeviceFacts, PackageRef, Series, TelemetryBatch
 
 from bench._measure import SEED, AnswersDiffer, interleave, summarise, versions
 from kit.olap import Coded, ColumnStore, open_olap
+from latebind_proto.events_pb2 import TelemetryReceived
+from latebind_proto.telemetry_pb2 import PHASE_STEADY, DeviceFacts, PackageRef, Series, TelemetryBatch
 from services.telemetry.columnstore import TABLES, Tables
 from services.telemetry.decode import Reject, decode
 from services.telemetry.writer import decoded

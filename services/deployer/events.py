@@ -6,11 +6,10 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from latebind_proto import events_pb2
-
 from kit.clock import rfc3339
 from kit.eventlog import Message, Record
 from kit.ids import new_id
+from latebind_proto import events_pb2
 from services.deployer.domain import Decision, DeviceEvent, Report
 
 ACCOUNT_CREATED = "account.created"

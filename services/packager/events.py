@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
-from latebind_proto import events_pb2
 
+from latebind_proto import events_pb2
 from services.packager.domain import Job, Package
 
 ACCOUNT_CREATED = "account.created"

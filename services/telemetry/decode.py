@@ -17,9 +17,9 @@ from typing import Any
 import zstandard
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
+
 from latebind_proto.events_pb2 import TelemetryReceived
 from latebind_proto.telemetry_pb2 import DESCRIPTOR, DeviceFacts, PackageRef, TelemetryBatch
-
 from services.telemetry.errors import Rejected
 from services.telemetry.json_batch import read_json
 from services.telemetry.rows import BadBatches, Contexts, Fault, Opened, Run, Table, build

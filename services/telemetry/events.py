@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from latebind_proto.events_pb2 import TelemetryReceived
-
 from kit.eventlog import Message, Record
+from latebind_proto.events_pb2 import TelemetryReceived
 
 RECEIVED = "telemetry.received"
 REJECTED = "telemetry.rejected"

@@ -12,7 +12,6 @@ from typing import Any
 
 import httpx2
 import pytest
-from latebind_proto import events_pb2
 
 from kit.clock import Clock, FakeClock, SystemClock
 from kit.db import open_database
@@ -23,6 +22,7 @@ from kit.identity import COUNTRY_HEADER, PRINCIPAL_HEADER, Kind, Principal, Prin
 from kit.ids import new_id
 from kit.metrics import NullMetrics
 from kit.ports import Part, Ports, Secrets
+from latebind_proto import events_pb2
 from services.deployer import events
 from services.deployer.app import create_part
 from services.deployer.settings import DeployerSettings

@@ -8,11 +8,11 @@ import uuid
 from pathlib import Path
 
 import pytest
-from latebind_proto import events_pb2
 
 from kit.clock import SystemClock
 from kit.identity import Scope
 from kit.workers import running
+from latebind_proto import events_pb2
 from services.deployer import events
 from tests.conftest import user
 from tests.deployer.conftest import World, context, manifest, open_world

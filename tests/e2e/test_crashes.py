@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from latebind.device.agent import DeviceAgent
 from latebind_proto.telemetry_pb2 import Phase
-
 from tests.e2e.world import World, eventually
 from tests.models import onnx_add, onnx_mlp
 from tests.server import ROOT, ServerProcess

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from latebind_proto.telemetry_pb2 import Phase
 
+from latebind_proto.telemetry_pb2 import Phase
 from tests.e2e.world import World, eventually
 from tests.models import onnx_add
 from tests.server import ServerProcess

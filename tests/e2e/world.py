@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 import httpx2
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from latebind.device.agent import DeviceAgent
 from latebind.device.options import DeviceOptions
-
 from tests.server import ServerProcess
 
 T = TypeVar("T")

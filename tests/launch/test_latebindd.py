@@ -15,8 +15,8 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from latebind_proto.telemetry_pb2 import Phase
 
+from latebind_proto.telemetry_pb2 import Phase
 from tests.e2e.world import World, eventually
 from tests.models import onnx_add
 from tests.server import ROOT, ServerProcess

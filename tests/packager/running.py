@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from latebind_proto import events_pb2
 
 from kit.clock import SystemClock
 from kit.db.migrate import migrate
@@ -23,6 +22,7 @@ from kit.ids import new_id
 from kit.metrics import KIT_METRICS, PrometheusMetrics
 from kit.ports import Part, Ports, PortSettings, open_ports
 from kit.workers import running
+from latebind_proto import events_pb2
 from services.packager.app import create_part
 from services.packager.settings import PackagerSettings
 

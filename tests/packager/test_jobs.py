@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from latebind_proto import events_pb2
 
 from kit.eventlog import Message
 from kit.identity import Scope
 from kit.ids import new_id
 from kit.signing import verify_envelope
+from latebind_proto import events_pb2
 from tests import models as m
 from tests.packager.running import Packaging, opened, packaging, sha256, until
 

@@ -17,7 +17,6 @@ from typing import Any
 import httpx2
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from latebind_proto import events_pb2
 
 from kit.clock import FakeClock
 from kit.db import open_database
@@ -29,6 +28,7 @@ from kit.metrics import NullMetrics
 from kit.ports import Part, Ports, PortSettings, open_ports
 from kit.signing import DerivedSigner
 from kit.workers import running
+from latebind_proto import events_pb2
 from services.registry.accounts.bootstrap import ensure_operator_key
 from services.registry.app import create_part
 from services.registry.settings import RegistrySettings

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 
-from latebind_proto import events_pb2
-
 from kit.identity import Scope
+from latebind_proto import events_pb2
 from tests.registry.conftest import Registry, code, user
 
 ALIASES = "/v1/models/digits/aliases"

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from latebind.device.agent import DeviceAgent
 from latebind.device.engines import Engine, find_engines
 from latebind.device.manager import Manager
 from latebind.device.options import DeviceOptions
-
 from tests.sdk.simulator import ACCOUNT, ENROLMENT_KEY, Simulator, running
 
 CONTEXT: dict[str, Any] = {

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 import zstandard
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from latebind_proto.telemetry_pb2 import TelemetryBatch
 
+from latebind_proto.telemetry_pb2 import TelemetryBatch
 from tests.models import onnx_add
 
 ACCOUNT = "acme"

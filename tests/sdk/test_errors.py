@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from latebind import errors
 from latebind.errors import from_problem
 

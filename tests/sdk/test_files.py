@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from latebind import _files
 from latebind.errors import DiskFull
 

@@ -7,6 +7,7 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from latebind._retry import Backoff, is_retryable, parse_retry_after
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+
 from latebind._transport import HttpTransport
 from latebind.errors import ResponseInvalid, ServerUnreachable
-
 from tests.sdk.simulator import Simulator, sha256
 
 

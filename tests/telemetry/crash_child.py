@@ -20,14 +20,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from latebind_proto.telemetry_pb2 import TelemetryBatch
-
 from kit.clock import SystemClock
 from kit.db import Database, Transaction
 from kit.eventlog import Batch, Consumer, EventLog, Message
 from kit.identity import PrincipalSeal
 from kit.olap import Columns
 from kit.workers import running
+from latebind_proto.telemetry_pb2 import TelemetryBatch
 from services.telemetry import events
 from services.telemetry.columnstore import Tables
 from services.telemetry.selection import Selection

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import zstandard
+
 from latebind_proto.events_pb2 import TelemetryReceived
 from latebind_proto.telemetry_pb2 import DeviceFacts, Failure, PackageRef, Series, TelemetryBatch
 

@@ -14,9 +14,9 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from latebind_proto.telemetry_pb2 import DeviceFacts, TelemetryBatch
 
 from kit.olap import Coded
+from latebind_proto.telemetry_pb2 import DeviceFacts, TelemetryBatch
 from services.telemetry.decode import DROPPED, MAX_FAILURES, MAX_SERIES, MAX_VALUES, Chunk, Reject, decode, install_hash
 from services.telemetry.rows import CONTEXT
 from tests.telemetry.factories import NOW_MS, PIXEL, History, batch, envelope, failure, package, random_batch, samples, sketch

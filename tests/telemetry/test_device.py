@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import zstandard
-from latebind_proto.events_pb2 import TelemetryReceived
 
 from kit import http
 from kit.eventlog import open_eventlog
 from kit.identity import COUNTRY_HEADER, PRINCIPAL_HEADER, REQUEST_ID_HEADER, Kind, Principal
+from latebind_proto.events_pb2 import TelemetryReceived
 from services.telemetry import events
 from services.telemetry.app import create_part
 from services.telemetry.device import PATH

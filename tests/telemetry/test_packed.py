@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from latebind_proto.telemetry_pb2 import Samples, Sketch
 
+from latebind_proto.telemetry_pb2 import Samples, Sketch
 from services.telemetry.packed import NotPacked, any_in_segment, positions, running_sums, unpack, zigzag
 
 SIGNED = st.integers(-(1 << 31), (1 << 31) - 1)

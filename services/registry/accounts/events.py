@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from latebind_proto.events_pb2 import AccountCreated, SigningKeyAnnounced
-
 from services.registry.accounts.domain import SigningKey
 
 ACCOUNT_CREATED = "account.created"

@@ -8,7 +8,6 @@ from typing import Any
 
 from latebind_proto.events_pb2 import Package as PackageMessage
 from latebind_proto.events_pb2 import PackageBuilt, PackageFailed, VersionArchived, VersionCommitted, VersionReadied
-
 from services.registry.versions.domain import Built, Failed, Package
 
 VERSION_COMMITTED = "version.committed"

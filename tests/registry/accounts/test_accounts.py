@@ -8,11 +8,11 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from latebind_proto import events_pb2
 from sqlalchemy import text
 
 from kit.clock import FakeClock, rfc3339
 from kit.identity import Kind
+from latebind_proto import events_pb2
 from services.registry.accounts.bootstrap import OperatorKeyFileInvalid, ensure_operator_key
 from services.registry.accounts.domain import SecretKind, new_secret, parse_secret
 from tests.registry.conftest import OPERATOR, SERVICE, Registry, code, open_registry, user

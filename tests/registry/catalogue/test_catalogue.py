@@ -16,9 +16,9 @@ from typing import Any
 
 import httpx2
 import pytest
-from latebind_proto import events_pb2
 
 from kit.signing import DerivedSigner
+from latebind_proto import events_pb2
 from services.registry.catalogue.service import CatalogueService
 from tests.registry.conftest import OPERATOR, Registry, code, user
 

@@ -8,9 +8,8 @@ import hashlib
 import json
 from typing import Any
 
-from latebind_proto import events_pb2
-
 from kit.clock import rfc3339
+from latebind_proto import events_pb2
 from tests.registry.conftest import Registry, code, device, user
 
 VERSIONS = "/v1/models/digits/versions"

@@ -7,13 +7,13 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from latebind._transport import HttpTransport
 from latebind.device.agent import DeviceAgent
 from latebind.device.decision import PollResult
 from latebind.device.engines import Engine
 from latebind.errors import LatebindError
 from latebind_proto.telemetry_pb2 import FAILURE_PHASE_LOAD, PHASE_STEADY
-
 from tests.sdk.conftest import quick
 from tests.sdk.simulator import ACCOUNT, COLLECTION, ENROLMENT_KEY, Simulator
 

@@ -9,12 +9,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+
 from latebind.device.agent import DeviceAgent
 from latebind.device.api import _parse_poll_header
 from latebind.device.decision import PollResult
 from latebind.device.identity import IdentityFile
 from latebind.errors import Forbidden, InstallAlreadyEnrolled, LatebindError, NotEnrolled, VerificationFailed
-
 from tests.sdk.simulator import ACCOUNT, COLLECTION, Simulator
 
 MakeAgent = Callable[..., DeviceAgent]

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from latebind.device.agent import DeviceAgent
 from latebind.device.decision import PollResult
 from latebind.errors import CacheDamaged, DiskFull, FirstStartOffline
-
 from tests.sdk.conftest import quick
 from tests.sdk.simulator import ACCOUNT, COLLECTION, Package, Simulator, sha256
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from latebind.device.context import detect_context, full_context, merge_context, telemetry_facts
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from latebind._transport import HttpTransport
 from latebind.device.api import DeviceApi
 from latebind.device.clock import SystemClock
 from latebind.device.download import DownloadLimits, download, sweep_partials
 from latebind.device.identity import IdentityFile
 from latebind.errors import DownloadFailed, LatebindError, NotFound, VerificationFailed
-
 from tests.sdk.simulator import ACCOUNT, ENROLMENT_KEY, Simulator, sha256
 
 DATA = random.Random(3).randbytes(300_000)

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from latebind.device.agent import DeviceAgent
 from latebind.device.engines import Engine, describe_engines
 from latebind.device.handle import Handle
 from latebind.errors import EngineMissing, InvalidInput, LoadFailed
-
 from tests.models import external_weights, onnx_add, onnx_mlp, onnx_with_external_data, tflite_add
 from tests.sdk.simulator import COLLECTION, Simulator
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import reactivex
+from reactivex import operators as ops
+from reactivex.subject import Subject
+
 from latebind.device.agent import DeviceAgent
 from latebind.device.decision import PollResult
 from latebind.device.handle import Handle
 from latebind.errors import Closed, InferenceFailed, InvalidInput
-from reactivex import operators as ops
-from reactivex.subject import Subject
-
 from tests.models import OnnxModel, onnx_node, onnx_tensor, onnx_value
 from tests.sdk.simulator import COLLECTION, Package, Simulator
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from latebind import Handle, Manager, ModelConfig
-from latebind.device.decision import PollResult
-from latebind.errors import Closed, CollectionNotFound, FirstStartOffline, LatebindError
 from reactivex import operators as ops
 from reactivex.subject import Subject
 
+from latebind import Handle, Manager, ModelConfig
+from latebind.device.decision import PollResult
+from latebind.errors import Closed, CollectionNotFound, FirstStartOffline, LatebindError
 from tests.sdk.conftest import quick
 from tests.sdk.simulator import ACCOUNT, COLLECTION, ENROLMENT_KEY, Simulator
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from latebind.device.manifest import Parameter, is_safe_path, parse_manifest
 from latebind.errors import VerificationFailed
 

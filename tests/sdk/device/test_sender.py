@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+
 from latebind.device.agent import DeviceAgent
 from latebind.errors import ServerUnreachable
 from latebind_proto.telemetry_pb2 import PHASE_STEADY
-
 from tests.sdk.simulator import COLLECTION, Simulator
 
 MakeAgent = Callable[..., DeviceAgent]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from latebind.device.spool import Spool
 from latebind.errors import Closed
 

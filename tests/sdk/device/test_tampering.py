@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from latebind.device.agent import DeviceAgent
 from latebind.device.decision import PollResult
 from latebind.errors import VerificationFailed
-
 from tests.sdk.simulator import COLLECTION, Key, Simulator, sha256
 
 MakeAgent = Callable[..., DeviceAgent]

@@ -12,6 +12,7 @@ import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
+
 from latebind.device.clock import SystemClock
 from latebind.device.spool import Spool
 from latebind.device.telemetry import (

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+
 from latebind.device.agent import DeviceAgent
 from latebind.device.decision import PollResult
 from latebind.errors import FirstStartOffline, GoldenTestFailed, NoCompatiblePackage, NoMatch
-
 from tests.sdk.simulator import COLLECTION, Simulator
 
 MakeAgent = Callable[..., DeviceAgent]

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from latebind.device import verify
 from latebind.device.verify import Expected, Trust
 from latebind.errors import VerificationFailed
-
 from tests.sdk.simulator import ACCOUNT, Key, Package, Simulator, at
 
 SIMULATOR = Simulator()

@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from latebind_proto.telemetry_pb2 import PHASE_FIRST, PHASE_LOAD, PHASE_STEADY
-
 from latebind._transport import HttpTransport
 from latebind.cli._generate import generate_inputs
 from latebind.cli._kinds import Kind, spread
@@ -30,6 +28,7 @@ from latebind.device.manifest import Manifest
 from latebind.device.options import DeviceOptions
 from latebind.device.state import PackageRef
 from latebind.errors import LatebindError, LoadFailed
+from latebind_proto.telemetry_pb2 import PHASE_FIRST, PHASE_LOAD, PHASE_STEADY
 
 THREADS = 8
 # Devices send what they measured about this often; the SDK's own minute would be long for somebody who watches.

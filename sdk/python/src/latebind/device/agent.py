@@ -12,8 +12,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from latebind_proto.telemetry_pb2 import FailurePhase, Phase
-
 from latebind import __version__
 from latebind._transport import HttpTransport, Transport
 from latebind.device.api import DeviceApi
@@ -33,6 +31,7 @@ from latebind.device.state import PackageRef
 from latebind.device.telemetry import RunSource, Telemetry
 from latebind.device.updater import CollectionUpdater
 from latebind.errors import LatebindError
+from latebind_proto.telemetry_pb2 import FailurePhase, Phase
 
 
 class DeviceAgent:

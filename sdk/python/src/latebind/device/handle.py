@@ -14,7 +14,6 @@ from time import perf_counter_ns
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from latebind_proto.telemetry_pb2 import FAILURE_PHASE_RUN
 from reactivex import Observable
 from reactivex.subject import Subject
 
@@ -23,6 +22,7 @@ from latebind.device.runtime import LoadedModel
 from latebind.device.telemetry import RunSource, Telemetry
 from latebind.device.worker import Chains, Worker
 from latebind.errors import Closed, DeviceError, InferenceFailed, InvalidInput
+from latebind_proto.telemetry_pb2 import FAILURE_PHASE_RUN
 
 log = logging.getLogger("latebind")
 

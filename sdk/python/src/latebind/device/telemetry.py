@@ -18,6 +18,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import zstandard
+
+from latebind.device.clock import Clock
+from latebind.device.spool import Spool
+from latebind.errors import DiskFull
 from latebind_proto.telemetry_pb2 import (
     PHASE_FIRST,
     PHASE_LOAD,
@@ -32,10 +36,6 @@ from latebind_proto.telemetry_pb2 import (
     Sketch,
     TelemetryBatch,
 )
-
-from latebind.device.clock import Clock
-from latebind.device.spool import Spool
-from latebind.errors import DiskFull
 
 log = logging.getLogger("latebind")
 

@@ -12,8 +12,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 
-from latebind_proto.telemetry_pb2 import FAILURE_PHASE_DOWNLOAD, FAILURE_PHASE_LOAD, FAILURE_PHASE_RESOLVE, FAILURE_PHASE_VERIFY
-
 from latebind._retry import Backoff
 from latebind.device import decision
 from latebind.device.api import Answer, PollAdvice
@@ -37,6 +35,7 @@ from latebind.errors import (
     ServerUnreachable,
     VerificationFailed,
 )
+from latebind_proto.telemetry_pb2 import FAILURE_PHASE_DOWNLOAD, FAILURE_PHASE_LOAD, FAILURE_PHASE_RESOLVE, FAILURE_PHASE_VERIFY
 
 log = logging.getLogger("latebind")
 
