@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from examples.demo import check, rules
-from latebind.cli._fleet import name_of
 from latebind.cli._kinds import read_kinds, spread
 
 
@@ -45,4 +44,3 @@ def test_differences_are_found() -> None:
 def test_the_edit_changes_both_collections() -> None:
     assert rules.FILES != rules.FILES_AFTER
     assert rules.NOTES != rules.NOTES_AFTER
-    assert callable(name_of)
