@@ -249,7 +249,7 @@ def decide(bound: Bound, facts: Facts, install_id: str) -> Served | Refusal:
 
 def _plan(place: int, rule: Rule, arms: tuple[_Ready, ...], checked: frozenset[int]) -> _Plan:
     when = rule.when if place in checked else None
-    if rule.rollout is None:
+    if rule.rollout is None or rule.rollout.threshold >= BUCKETS:
         return when, None, 0, rule.split, arms
     return when, f"{rule.rollout.salt}.".encode("utf-8", "surrogatepass"), rule.rollout.threshold, rule.split, arms
 

@@ -136,7 +136,10 @@ class DeviceApp:
             return await self._other(scope, receive, caller)
         if scope["method"] != "POST":
             raise MethodNotAllowed("this path takes POST only")
-        body = await http.read_body(scope, receive, max_bytes=MAX_CONTEXT_BYTES)
+        message = await receive()
+        body: bytes = message.get("body", b"")
+        if message.get("more_body", False) or len(body) > MAX_CONTEXT_BYTES or message["type"] != "http.request":
+            body = await http.read_body(scope, _again(message, receive), max_bytes=MAX_CONTEXT_BYTES)
         found = self._resolver.ask(
             account,
             caller.id,
@@ -171,3 +174,13 @@ class DeviceApp:
             await self._eventlog.append(events.DEVICE_REPORTED, [message])
         body = b'{"accepted":%d}' % count
         return 202, body, [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+
+
+def _again(first: http.Message, receive: http.Receive) -> http.Receive:
+    """Return a channel that gives a message that was taken already, then what the real one gives."""
+    taken = [first]
+
+    async def channel() -> http.Message:
+        return taken.pop() if taken else await receive()
+
+    return channel

@@ -22,6 +22,7 @@ SECTIONS: dict[str, frozenset[str]] = {
     "device": frozenset({"model", "manufacturer", "soc", "abi", "ram_mb", "accelerators"}),
     "os": frozenset({"name", "version", "api_level"}),
 }
+_SECTIONS = tuple(SECTIONS.items())
 _NOTHING: dict[str, Any] = {}
 
 
@@ -42,14 +43,15 @@ def facts_of(context: Any, country: str | None = None) -> dict[str, dict[str, An
     if type(context) is not dict:
         raise ContextProblem("the device context is an object")
     facts = {"": context}
-    strangers = not (context.keys() <= TOP)
-    for name, known in SECTIONS.items():
+    strangers = not TOP.issuperset(context)
+    for name, known in _SECTIONS:
         section = context.get(name)
-        if section is None:
-            facts[name] = _NOTHING
-        elif type(section) is dict:
+        if type(section) is dict:
             facts[name] = section
-            strangers = strangers or not (section.keys() <= known)
+            if not known.issuperset(section):
+                strangers = True
+        elif section is None:
+            facts[name] = _NOTHING
         else:
             raise ContextProblem(f"'{name}' is an object")
     attributes = context.get("attributes")
@@ -99,6 +101,8 @@ def _check_attributes(attributes: Any) -> None:
     if len(attributes) > MAX_ATTRIBUTES:
         raise ContextProblem(f"at most {MAX_ATTRIBUTES} attributes are kept, these are {len(attributes)}")
     for name, value in attributes.items():
+        if type(value) is str and len(value) <= MAX_TEXT and len(name) <= MAX_NAME:
+            continue
         if len(name) > MAX_NAME:
             raise ContextProblem(f"the name of an attribute has at most {MAX_NAME} characters")
         if value is not None and not _typed(value):

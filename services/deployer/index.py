@@ -182,7 +182,7 @@ def build(predicates: Iterable[Node]) -> Index:
         for key, row in rows.rows.items():
             by_row[key].append((bit, row))
     checked = {bit for bit, rows in enumerate(accepted) if not rows.exact}
-    listed: list[tuple[int, IndexRow]] = []
+    listed: list[tuple[int, int, IndexRow]] = []
     for (kind, section, name), members in by_row.items():
         asked = sum_bits((bit for bit, _ in members), size)
         table: Table
@@ -194,10 +194,10 @@ def build(predicates: Iterable[Node]) -> Index:
             table = RangeTable(members, everyone ^ asked, size, kind)
             if not table.exact:
                 checked.update(bit for bit, _ in members)
-        listed.append((len(members), (section, name, table.ready, table)))
-    # The attribute most rules ask about comes first: it leaves the fewest candidates.
-    listed.sort(key=lambda item: -item[0])
-    return Index(size, tuple(row for _, row in listed), everyone, frozenset(checked))
+        listed.append((len(members), len(table.ready), (section, name, table.ready, table)))
+    # The attribute that most rules ask about comes first, then the one with the most values: it leaves the fewest candidates.
+    listed.sort(key=lambda item: (-item[0], -item[1]))
+    return Index(size, tuple(row for _, _, row in listed), everyone, frozenset(checked))
 
 
 def sum_bits(bits: Iterable[int], size: int) -> int:

@@ -6,26 +6,33 @@ In memory only. Who loads and when is the business of `service.py`; nothing here
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from math import inf
 
 from services.deployer.binding import Bound
+
+_EARLIEST = datetime.min.replace(tzinfo=UTC)
+_LATEST = datetime.max.replace(tzinfo=UTC)
 
 
 class Live:
     """One published collection as devices see it. `mark` says which state of the tables it was made from."""
 
-    __slots__ = ("bound", "digest", "mark")
+    __slots__ = ("_since", "_until", "bound", "digest", "mark")
 
     def __init__(self, bound: Bound, mark: int, digest: str) -> None:
         self.bound = bound
         self.mark = mark
         self.digest = digest
+        self._since, self._until = _LATEST, _EARLIEST
 
-    def at(self, now: float) -> Bound:
-        """Return the rules that are open at `now` (Unix seconds). Time windows open and close here, without any event."""
-        bound = self.bound
-        if not bound.since <= now < bound.until:
-            bound = self.bound = bound.at(now)
-        return bound
+    def at(self, now: datetime) -> Bound:
+        """Return the rules that are open at `now` (aware). Time windows open and close here, without any event."""
+        if not self._since <= now < self._until:
+            self.bound = bound = self.bound.at(now.timestamp())
+            self._since = _EARLIEST if bound.since == -inf else datetime.fromtimestamp(bound.since, UTC)
+            self._until = _LATEST if bound.until == inf else datetime.fromtimestamp(bound.until, UTC)
+        return self.bound
 
 
 class Snapshot:
