@@ -15,13 +15,12 @@ from subprocess import Popen
 from typing import Any
 
 import latebind
-from latebind.cli._kinds import read_kinds
-
 from examples.demo import check, models, rules
 from examples.demo.devices import APP, Access, RealDevice
 from examples.demo.server import Server, ServerFailed, serving
 from examples.demo.shell import CommandFailed, Shell
 from examples.real_models import ModelsUnavailable
+from latebind.cli._kinds import read_kinds
 
 ROOT = Path.cwd()
 BUILD = ROOT / "build"

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import latebind
+from examples.demo.models import chord, file_input, file_kind, notes_heard
 from latebind.cli._kinds import Kind
 from latebind.device.engines import find_engines
 from latebind.device.options import DeviceOptions
-
-from examples.demo.models import chord, file_input, file_kind, notes_heard
 
 APP = {"id": "org.latebind.demo", "version": "1.0.0"}
 CHORDS = ((440.0, 554.37, 659.26), (261.63, 329.63, 392.0), (220.0,), (293.66, 369.99, 440.0))

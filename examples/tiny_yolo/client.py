@@ -11,12 +11,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import latebind
 import numpy as np
 import reactivex as rx
 from reactivex import Observable
 from reactivex import operators as ops
 
+import latebind
 from examples.tiny_yolo.decode import Box, decode
 from examples.tiny_yolo.scene import LABELS, Thing, frame
 
