@@ -130,3 +130,14 @@ def test_second_start_offline_runs_from_the_cache(simulator: Simulator, make_age
     agent = make_agent()
     assert np.array_equal(agent.open(COLLECTION).run(X)["y"], X + 1)
     assert agent.poll_once(COLLECTION).result is PollResult.FAILED
+
+
+def test_a_device_tells_of_the_packages_of_all_its_collections(simulator: Simulator, make_agent: MakeAgent) -> None:
+    packages = {name: simulator.add_adder(version) for version, name in enumerate((COLLECTION, "c_other"), 1)}
+    for name, package in packages.items():
+        simulator.assign(package, collection=name)
+    agent = make_agent()
+    for name in (*packages, *packages):
+        agent.poll_once(name)
+    both = [{"package": f"sha256:{digest}"} for digest in sorted(package.digest for package in packages.values())]
+    assert [context["installed"] for context in simulator.contexts[-2:]] == [both, both]

@@ -191,7 +191,8 @@ class CollectionUpdater:
                 install_id=parts.api.identity.install_id,
                 sdk_version=parts.sdk_version,
                 runtimes=describe_engines(parts.engines.values()),
-                installed=[state.current.digest] if state.current is not None else [],
+                # Of every collection: the server counts the bytes that a device still has to fetch by the files it has.
+                installed=sorted(kept_packages(parts.states) | state.kept),
             )
             answer = parts.api.resolve(self._collection, context, nonce=nonce, etag=etag)
         except LatebindError as error:
