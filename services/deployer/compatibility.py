@@ -52,6 +52,8 @@ ONNXRUNTIME: dict[int, tuple[int, int]] = {
     32: (14, 28),
 }
 _NEWEST = max(ONNXRUNTIME)
+#: Kinds of runtimes that a package remembers an answer for.
+_REMEMBERED = 256
 _LEADING_NUMBERS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9}){0,2}")
 
 
@@ -81,6 +83,8 @@ class Package:
     ram_mb: float | None = None
     accelerators: frozenset[str] = frozenset()
     demanding: bool = field(init=False)
+    #: What was found for (version, max_ir, max_opset) of a runtime; bounded by `runs`.
+    loads: dict[tuple[Any, Any, Any], bool] = field(init=False, default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "demanding", bool(self.abi or self.accelerators or self.ram_mb is not None))
@@ -146,9 +150,22 @@ def runs(package: Package, facts: Facts) -> bool:
     reported = facts[""].get("runtimes")
     if type(reported) is not list:
         return False
+    engine, loads = package.engine, package.loads
     for runtime in reported:
-        if type(runtime) is dict and runtime.get("engine") == package.engine and _runtime_loads(package, runtime):
-            break
+        if type(runtime) is dict and runtime.get("engine") == engine:
+            key = (runtime.get("version"), runtime.get("max_ir"), runtime.get("max_opset"))
+            try:
+                can = loads.get(key)
+            except TypeError:  # a list or an object where a text or number belongs
+                can = _runtime_loads(package, runtime)
+            if can is None:
+                can = _runtime_loads(package, runtime)
+                if 1 not in key and 0 not in key:  # as keys, true and false would be these; no runtime stops at IR 1
+                    if len(loads) >= _REMEMBERED:
+                        loads.clear()
+                    loads[key] = can
+            if can:
+                break
     else:
         return False
     return not package.demanding or _device_has(package, facts["device"])
@@ -180,8 +197,8 @@ def _runtime_loads(package: Package, runtime: Mapping[str, Any]) -> bool:
             return False
     needed = package.ir_version
     if needed is not None:
-        most = runtime.get("max_ir")
-        if type(most) is int:
+        most: Any = runtime.get("max_ir")
+        if is_number(most):
             if needed > most:
                 return False
         elif version is not None and _above_known(package.engine, version, 0, needed):
@@ -189,8 +206,8 @@ def _runtime_loads(package: Package, runtime: Mapping[str, Any]) -> bool:
     needed = package.opset
     if needed is not None:
         most = runtime.get("max_opset")
-        if type(most) is int:
-            return needed <= most
+        if is_number(most):
+            return bool(needed <= most)
         return version is None or not _above_known(package.engine, version, 1, needed)
     return True
 
@@ -230,9 +247,9 @@ def _runtime_checks(package: Package, runtime: Mapping[str, Any]) -> list[Check]
     for condition, which, name, needed in (("ir_version", 0, "max_ir", package.ir_version), ("opset", 1, "max_opset", package.opset)):
         if needed is None:
             continue
-        most = runtime.get(name)
-        if type(most) is int:
-            found.append(Check(condition, needed, most, needed <= most))
+        most: Any = runtime.get(name)
+        if is_number(most):
+            found.append(Check(condition, needed, most, bool(needed <= most)))
             continue
         limits = known_limits(package.engine, version) if version is not None else None
         if limits is None:

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 import msgspec
-from xxhash import xxh3_64_hexdigest
+from xxhash import xxh3_64_hexdigest, xxh3_64_intdigest
 
 from kit.clock import Clock, rfc3339
 from kit.errors import Problem
@@ -85,8 +85,8 @@ class Resolver:
         """Let assignment counters start above what an earlier process may have given out."""
         self._counter = max(self._counter, microseconds)
 
-    def ask(
-        self, account: str, install_id: str, collection: str, *, body: bytes, country: bytes | None, etag: bytes | None
+    def ask(  # noqa: PLR0917 - keywords would cost here
+        self, account: str, install_id: str, collection: str, body: bytes, country: bytes | None, etag: bytes | None
     ) -> _Headers | Question:
         """Return the headers of a 304, or what `answer` needs for anything else. Waits for nothing: this is the steady path.
 
@@ -97,7 +97,8 @@ class Resolver:
         if live is None:
             raise self._unknown()
         bound = live.at(now)
-        asked = xxh3_64_hexdigest(b"%b\0%b\0%b" % (install_id.encode(), country or b"", body)).encode()
+        who = install_id.encode() if country is None else b"%b %b" % (install_id.encode(), country)
+        asked = xxh3_64_hexdigest(body, xxh3_64_intdigest(who)).encode()
         if etag is not None and etag[_ASKED] == asked and etag.startswith(bound.tag):
             self._sightings.seen(account, install_id, now)
             return [(b"etag", etag), self._poll_header]

@@ -216,6 +216,6 @@ def runtime(rng: random.Random) -> dict[str, Any]:
     found: dict[str, Any] = {"engine": rng.choice(["onnxruntime", "onnxruntime", "litert", "ncnn"])}
     maybe(rng, found, "version", ["1.15.0", "1.18", "1.20.1", "1.20.0-rc.2", "1.32.0", "1.99.0", "2.1.0", "2.1.0rc1", "v3", "2"])
     if rng.random() < 0.4:
-        maybe(rng, found, "max_ir", [8, 9, 10, 13])
+        maybe(rng, found, "max_ir", [1, 9, 10.0, 10, 13])
         maybe(rng, found, "max_opset", [17, 21, 23])
     return found

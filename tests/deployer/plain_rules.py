@@ -341,7 +341,7 @@ def runtime_obstacle(engine: dict, runtime: dict, known_engines: dict):
         if needed is None:
             continue
         most = runtime.get({"ir_version": "max_ir", "opset": "max_opset"}[condition])
-        if isinstance(most, int) and not is_bool(most):
+        if is_number(most):
             if needed > most:
                 return condition, needed, most
             continue

@@ -78,6 +78,21 @@ def test_short_and_long_form_agree() -> None:
         assert runs(one, facts) is all(check.result is not False for check in checks(one, facts))
 
 
+def test_true_is_not_one_even_after_one_was_seen() -> None:
+    needy = package(ir_version=9)
+    assert not runs(needy, device(ort("1.20", max_ir=1)))
+    assert runs(needy, device(ort("1.20", max_ir=True)))
+    assert not runs(needy, device(ort("1.20", max_ir=1.0)))
+    assert runs(needy, device(ort("1.20", max_ir=[])))
+
+
+def test_a_package_remembers_a_bounded_number_of_runtimes() -> None:
+    needy = package(ir_version=9)
+    for number in range(2, 1_000):
+        runs(needy, device(ort(f"1.{number}", max_ir=number)))
+    assert len(needy.loads) <= 256
+
+
 def test_what_is_known_of_onnxruntime() -> None:
     assert sorted(ONNXRUNTIME) == list(range(max(ONNXRUNTIME) + 1))
     entries = [ONNXRUNTIME[minor] for minor in sorted(ONNXRUNTIME)]
