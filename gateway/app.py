@@ -137,7 +137,8 @@ class Gateway:
     async def _forward(self, route: Route, own_id: bytes, scope: http.Scope, receive: http.Receive, send: http.Send) -> None:
         self._check_request(scope)
         authorization = http.header(scope, b"authorization") if route.prefix != "/blobs" else None
-        if authorization is None:
+        if authorization is None or not self._authenticator.remembers(authorization):
+            # Guessing keys costs the address that guesses, not the registry that must look each one up.
             self._rates[Kind.NOBODY].take(scope["client"][0] if scope.get("client") else "")
         known = await self._authenticator.authenticate(authorization)
         kind = known.principal.kind

@@ -54,6 +54,10 @@ class Authenticator:
         self._fetching = asyncio.Lock()
         self._nobody = Known(NOBODY, float("inf"), b"", float("inf"))
 
+    def remembers(self, authorization: bytes) -> bool:
+        """Say whether the credential was checked before; a new one costs a look-up or a signature."""
+        return authorization in self._known
+
     async def authenticate(self, authorization: bytes | None) -> Known:
         """Return who sent the header; without one it is nobody. Raises `Unauthorized`, or what the registry raised when it is down."""
         if authorization is None:

@@ -146,3 +146,15 @@ def test_a_caller_over_its_rate_waits_and_others_do_not(world: World) -> None:
         problem(refused[0], 429, "RATE_LIMITED")
         assert int(refused[0].headers["retry-after"]) >= 1
         assert two.client.get("/v1/models").status_code == 200
+
+
+def test_guessing_keys_is_slowed_down_by_address(world: World) -> None:
+    with ServerProcess(
+        world.server.data_dir.parent / "guessed", environment={"LATEBIND_GATEWAY_ANONYMOUS_REQUESTS_PER_MINUTE": "60"}
+    ) as server:
+        one = World(server, "acme")
+        assert one.client.get("/v1/models").status_code == 200
+        with httpx2.Client(base_url=server.url) as guesser:
+            answers = {guesser.get("/v1/models", headers={"authorization": f"Bearer lbk_{number}"}).status_code for number in range(80)}
+        assert answers == {401, 429}
+        assert one.client.get("/v1/models").status_code == 200
