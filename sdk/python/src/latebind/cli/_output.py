@@ -67,7 +67,8 @@ class Output:
     def table(self, headings: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None) -> None:
         """Print a table; numbers stand right."""
         rows = [list(row) for row in rows]
-        table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False, header_style="bold")
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+        table.title, table.title_justify, table.title_style = title, "left", "bold"
         for place, heading in enumerate(headings):
             cells = [row[place] for row in rows if row[place] is not None]
             numeric = bool(cells) and all(isinstance(cell, int | float) for cell in cells)
