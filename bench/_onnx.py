@@ -34,8 +34,8 @@ def image_network(*, seed: int, outputs: int = 1000) -> bytes:
     for number, (before, after) in enumerate(pairwise(channels)):
         weights[f"k{number}"] = _weights(rng, after, before, 3, 3)
         nodes += [
-            _node("Conv", [name, f"k{number}"], f"c{number}", pads=[1, 1, 1, 1], strides=[2, 2]),
-            _node("Relu", [f"c{number}"], f"r{number}"),
+            onnx.node("Conv", [name, f"k{number}"], [f"c{number}"], pads=[1, 1, 1, 1], strides=[2, 2]),
+            onnx.node("Relu", [f"c{number}"], [f"r{number}"]),
         ]
         name = f"r{number}"
     weights |= {"w": _weights(rng, channels[-1], outputs), "b": _weights(rng, outputs)}
