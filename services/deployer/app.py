@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-
 from kit import http
 from kit.ports import Part, Ports
 from kit.signing import DerivedSigner
@@ -44,9 +42,11 @@ def create_part(settings: DeployerSettings, ports: Ports) -> Part:
     api.state.fleet = fleet
     devices = DeviceApp(resolver, eventlog=ports.eventlog, seal=ports.seal, clock=ports.clock)
 
-    def app(scope: http.Scope, receive: http.Receive, send: http.Send) -> Awaitable[None]:
-        hot = scope["type"] == "http" and scope["path"].startswith("/v1/device/")
-        return devices(scope, receive, send) if hot else api(scope, receive, send)
+    async def app(scope: http.Scope, receive: http.Receive, send: http.Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith("/v1/device/"):
+            await devices(scope, receive, send)
+        else:
+            await api(scope, receive, send)
 
     return Part(
         app=app,
