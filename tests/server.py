@@ -86,9 +86,13 @@ class ServerProcess:
     def __enter__(self) -> ServerProcess:
         return self.start()
 
-    def __exit__(self, *_: object) -> None:
+    def end(self) -> None:
+        """End it if it still runs: by asking, else by force."""
         if self.process is not None and self.process.poll() is None:
             try:
                 self.stop()
             except subprocess.TimeoutExpired:
                 self.kill()
+
+    def __exit__(self, *_: object) -> None:
+        self.end()

@@ -28,6 +28,7 @@ from kit.errors import Unavailable
 from kit.lockfile import held
 from kit.logs import get_logger
 from kit.olap import Coded, Columns, StatementFailed, row_count
+from kit.pages import release_clean_pages
 
 #: How many inserts back a token is still known, per table.
 TOKENS_KEPT = 10_000
@@ -116,6 +117,7 @@ class ChdbStore:
     def __init__(self, folder: Path, options: Options) -> None:
         self._folder, self._options = folder, options
         self._starting = threading.Lock()
+        self._started = False
         self._writer = _Handle("insert", self._connect)
         self._reader = _Handle("query", self._connect)
         self._fitted: set[str] = set()
@@ -169,6 +171,9 @@ class ChdbStore:
                 "output_format_json_quote_denormals": 0,
             }
             connection.query("SET " + ", ".join(f"{name} = {value}" for name, value in settings.items()), "Null", params={})
+            if not self._started:
+                self._started = True
+                log.info("column store started", path=str(self._folder), released_kib=release_clean_pages("_chdb"))
             return connection
 
     def _insert(self, connection: Any, table: str, columns: Columns, token: str) -> None:

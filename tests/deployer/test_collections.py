@@ -36,6 +36,17 @@ async def test_a_new_collection_has_an_id_to_copy_and_an_empty_draft(world: Worl
     assert (changed["name"], changed["description"]) == ("doors", "all of them")
 
 
+async def test_texts_can_be_changed_conditionally(world: World) -> None:
+    made = (await world.ok("POST", "/v1/collections", {"name": "x"}))["id"]
+    etag = (await world.call("GET", f"/v1/collections/{made}")).headers["etag"]
+    world.clock.advance(1)
+    changed = await world.call("PATCH", f"/v1/collections/{made}", {"name": "y"}, if_match=etag)
+    assert changed.status_code == 200
+    assert changed.headers["etag"] != etag
+    late = await world.call("PATCH", f"/v1/collections/{made}", {"name": "z"}, if_match=etag)
+    assert late.json()["code"] == "PRECONDITION_FAILED"
+
+
 async def test_lists_come_in_pages(world: World) -> None:
     made = sorted([(await world.ok("POST", "/v1/collections", {"name": f"n{n}"}))["id"] for n in range(5)])
     first = await world.ok("GET", "/v1/collections?page_size=3")
@@ -339,6 +350,8 @@ async def test_explain_needs_a_device_and_a_revision(world: World, install_id: s
     assert (await world.call("POST", path, {"context": context(install_id), "revision": 7})).json()["code"] == "REVISION_NOT_FOUND"
     assert (await world.call("POST", path, {"context": {"install_id": install_id, "device": 1}})).json()["code"] == "CONTEXT_INVALID"
     assert (await world.call("POST", path, {"context": {}})).json()["code"] == "CONTEXT_INVALID"
+    zoneless = {"context": context(install_id), "draft": True, "at": "2026-11-22T10:00:00"}
+    assert (await world.call("POST", path, zoneless)).json()["code"] == "MALFORMED_BODY"
 
 
 async def test_simulation_counts_moves_refusals_and_bytes(world: World) -> None:

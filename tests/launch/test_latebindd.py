@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx2
@@ -22,6 +23,23 @@ from tests.models import onnx_add
 from tests.server import ROOT, ServerProcess
 
 
+Servers = Callable[..., ServerProcess]
+
+
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[Servers]:
+    """Makes servers that end with the test, whatever becomes of it."""
+    made: list[ServerProcess] = []
+
+    def make(name: str = "data", **environment: str) -> ServerProcess:
+        made.append(ServerProcess(tmp_path / name, environment=environment))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.end()
+
+
 def latebindd(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     env = {"PATH": os.environ["PATH"], **(environment or {})}
     return subprocess.run(
@@ -29,8 +47,8 @@ def latebindd(*arguments: str, environment: dict[str, str] | None = None) -> sub
     )
 
 
-def test_the_first_start_shows_the_operator_key_once_and_keeps_it_private(tmp_path: Path) -> None:
-    server = ServerProcess(tmp_path / "data").start()
+def test_the_first_start_shows_the_operator_key_once_and_keeps_it_private(servers: Servers, tmp_path: Path) -> None:
+    server = servers().start()
     key = server.operator_key
     assert server.log.read_text().count(key) == 1
     assert stat.S_IMODE((server.data_dir / "operator.key").stat().st_mode) == 0o600
@@ -66,9 +84,9 @@ def test_a_taken_port_and_wrong_arguments_are_said_in_words(tmp_path: Path) -> N
     assert "latebindd registry" in latebindd("--help").stdout
 
 
-def test_sigterm_finishes_what_is_in_flight_and_leaves_the_rows(tmp_path: Path) -> None:
+def test_sigterm_finishes_what_is_in_flight_and_leaves_the_rows(servers: Servers, tmp_path: Path) -> None:
     """A real SIGTERM while batches arrive and a body is half sent: what was acknowledged is there after the next start."""
-    server = ServerProcess(tmp_path / "data").start()
+    server = servers().start()
     world = World(server)
     world.push("adder", {"onnx-fp32": ("model.onnx", onnx_add())})
     collection = world.collection({"rules": [], "default": {"model": "adder", "version": 1}})
@@ -86,6 +104,7 @@ def test_sigterm_finishes_what_is_in_flight_and_leaves_the_rows(tmp_path: Path) 
                 recorded += 1
             device.flush()
             device.send()
+            time.sleep(0.05)  # or the device's bounded buffer fills while the server is away
 
     sender = threading.Thread(target=send)
     sender.start()
@@ -116,8 +135,8 @@ def test_probes_and_metrics_are_where_operators_look(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["registry", "deployer"])
-def test_one_service_alone_believes_only_the_gateway(part: str, tmp_path: Path) -> None:
-    server = ServerProcess(tmp_path / "data").start(part)
+def test_one_service_alone_believes_only_the_gateway(part: str, servers: Servers) -> None:
+    server = servers().start(part)
     path = {"registry": "/v1/models", "deployer": "/v1/collections"}[part]
     with httpx2.Client(base_url=server.url) as client:
         assert client.get("/readyz").status_code == 200
@@ -127,9 +146,9 @@ def test_one_service_alone_believes_only_the_gateway(part: str, tmp_path: Path) 
     assert server.stop() == 0
 
 
-def test_the_gateway_alone_reaches_a_service_over_http_and_says_when_one_is_down(tmp_path: Path) -> None:
+def test_the_gateway_alone_reaches_a_service_over_http_and_says_when_one_is_down(servers: Servers, tmp_path: Path) -> None:
     secrets = {"LATEBIND_SECRETS_DIR": str(tmp_path / "secrets")}
-    registry = ServerProcess(tmp_path / "registry", environment=secrets).start("registry")
+    registry = servers("registry", **secrets).start("registry")
     nowhere = "http://127.0.0.1:9"
     urls = {f"LATEBIND_GATEWAY_{name}_URL": nowhere for name in ("PACKAGER", "DEPLOYER", "TELEMETRY")}
     gateway = ServerProcess(tmp_path / "gateway", environment={**secrets, **urls, "LATEBIND_GATEWAY_REGISTRY_URL": registry.url}).start(
@@ -149,11 +168,11 @@ def test_the_gateway_alone_reaches_a_service_over_http_and_says_when_one_is_down
     assert registry.stop() == 0
 
 
-def test_a_copy_of_the_folder_is_a_backup(tmp_path: Path) -> None:
+def test_a_copy_of_the_folder_is_a_backup(servers: Servers, tmp_path: Path) -> None:
     """docs/operating.md: stop, copy, start; the copy serves the same models and the same devices go on."""
     import shutil
 
-    server = ServerProcess(tmp_path / "data").start()
+    server = servers().start()
     world = World(server)
     world.push("adder", {"onnx-fp32": ("model.onnx", onnx_add())})
     collection = world.collection({"rules": [], "default": {"model": "adder", "version": 1}})
@@ -163,7 +182,7 @@ def test_a_copy_of_the_folder_is_a_backup(tmp_path: Path) -> None:
     assert server.stop() == 0
     shutil.copytree(server.data_dir, tmp_path / "restored", symlinks=True)
     shutil.rmtree(server.data_dir)
-    restored = ServerProcess(tmp_path / "restored")
+    restored = servers("restored")
     restored.port = server.port
     restored.start()
     assert world.inferences() == 1
