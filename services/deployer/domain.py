@@ -159,6 +159,11 @@ def document_digest(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def collection_etag(one: Collection) -> str:
+    """Return the entity tag of a collection's texts."""
+    return f'"collection-{int(one.updated_at.timestamp() * 1_000_000)}"'
+
+
 def draft_etag(number: int) -> str:
     """Return the entity tag of a draft."""
     return f'"draft-{number}"'

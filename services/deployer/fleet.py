@@ -140,6 +140,8 @@ class FleetService:
 
     async def write_sightings(self) -> None:
         """Write who polled since the last time, a few hundred per transaction so that others get their turn."""
+        if dropped := self._sightings.take_dropped():
+            log.warning("more devices polled than are remembered between two writes", not_remembered=dropped)
         noted = deque(self._sightings.take())
         while noted:
             part = [noted.popleft() for _ in range(min(_PAGE, len(noted)))]

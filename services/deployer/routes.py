@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Depends, Header, Request, Response
 
 from kit.identity import Access, Principal
 from kit.web import Page, PageQuery, decode_page_token, encode_page_token, page_query, requires
-from services.deployer.domain import draft_etag
+from services.deployer.domain import collection_etag, draft_etag
 from services.deployer.errors import ContextInvalid
 from services.deployer.fleet import FleetService
 from services.deployer.schemas import (
@@ -70,15 +70,20 @@ async def list_collections(request: Request, caller: Reader, paging: Paging) -> 
 
 
 @collections_router.get("/{collection}")
-async def get_collection(request: Request, caller: Reader, collection: str) -> CollectionView:
-    """Show one collection."""
-    return CollectionView.of(await _collections(request).get(caller.tenant, collection))
+async def get_collection(request: Request, response: Response, caller: Reader, collection: str) -> CollectionView:
+    """Show one collection, with its `ETag`."""
+    found = await _collections(request).get(caller.tenant, collection)
+    response.headers["etag"] = collection_etag(found)
+    return CollectionView.of(found)
 
 
 @collections_router.patch("/{collection}")
-async def change_collection(request: Request, caller: Publisher, collection: str, body: CollectionChange) -> CollectionView:
-    """Change name or description."""
-    changed = await _collections(request).rename(caller.tenant, collection, name=body.name, description=body.description)
+async def change_collection(
+    request: Request, response: Response, *, caller: Publisher, collection: str, body: CollectionChange, if_match: IfMatch = None
+) -> CollectionView:
+    """Change name or description. With `If-Match` only while it still is in that state."""
+    changed = await _collections(request).rename(caller.tenant, collection, name=body.name, description=body.description, if_match=if_match)
+    response.headers["etag"] = collection_etag(changed)
     return CollectionView.of(changed)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from kit.web import Model
 from services.deployer.domain import Collection, Decision, Device, DeviceEvent, DeviceState, Revision
@@ -145,7 +145,7 @@ class ExplainRequest(Model):
     install_id: str | None = Field(None, max_length=64)
     revision: int | None = Field(None, ge=1)
     draft: bool = False
-    at: datetime | None = None
+    at: AwareDatetime | None = None
 
 
 class ExplainAnswer(Model):

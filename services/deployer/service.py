@@ -15,7 +15,7 @@ from kit.errors import PreconditionFailed
 from kit.ids import random_code
 from services.deployer import store, store_devices
 from services.deployer.binding import Bound, Compiled, Refusal, Served
-from services.deployer.domain import EMPTY_RULES, Collection, Draft, Revision, document_digest, draft_etag
+from services.deployer.domain import EMPTY_RULES, Collection, Draft, Revision, collection_etag, document_digest, draft_etag
 from services.deployer.errors import (
     CollectionNotFound,
     ContextInvalid,
@@ -92,10 +92,11 @@ class CollectionService:
         async with self._database.read() as reader:
             return _found(await store.collection_of(reader, account, collection))
 
-    async def rename(self, account: str, collection: str, *, name: str | None, description: str | None) -> Collection:
-        """Change the texts; None leaves one as it is. Raises `CollectionNotFound`."""
+    async def rename(self, account: str, collection: str, *, name: str | None, description: str | None, if_match: str | None) -> Collection:
+        """Change the texts; None leaves one as it is. Raises `CollectionNotFound`, `PreconditionFailed`."""
         async with self._database.begin() as tx:
-            known = _found(await store.collection_of(tx, account, collection))
+            known = _found(await store.lock_collection(tx, account, collection))
+            _check_match(if_match, collection_etag(known))
             await store.rename(
                 tx,
                 account,
@@ -118,9 +119,9 @@ class CollectionService:
         """
         await self._compiled(document)
         async with self._database.begin() as tx:
-            known = _found(await store.draft_of(tx, account, collection))
-            _check_match(if_match, known)
-            await store.set_draft(tx, account, collection, document=document, number=known.number + 1, by=by, now=self._clock.now())
+            known = _found(await store.lock_collection(tx, account, collection))
+            _check_match(if_match, draft_etag(known.draft_number))
+            await store.set_draft(tx, account, collection, document=document, number=known.draft_number + 1, by=by, now=self._clock.now())
             return _found(await store.draft_of(tx, account, collection))
 
     async def lint(self, account: str, collection: str, document: Any | None) -> list[Finding]:
@@ -135,7 +136,7 @@ class CollectionService:
         Raises `CollectionNotFound`, `PreconditionFailed`, `RulesInvalid` and `VersionNotReady`.
         """
         draft = await self.draft(account, collection)
-        _check_match(if_match, draft)
+        _check_match(if_match, draft_etag(draft.number))
         return await self._publish(account, collection, draft.document, by=by, note=note, validate_only=validate_only)
 
     async def revert(self, account: str, collection: str, revision: int, *, by: str, note: str, validate_only: bool) -> Publication:
@@ -228,6 +229,7 @@ class CollectionService:
             return Publication(None, findings)
         async with self._database.begin() as tx:
             # Looked at again inside: what was checked still holds when it is committed.
+            await store.lock_collection(tx, account, collection)
             _refuse(await self._problems(tx, account, rules))
             newest = await store.revisions_of(tx, account, collection, before=2**31 - 1, limit=1)
             made = Revision(
@@ -270,9 +272,9 @@ def _refuse(problems: list[TargetProblem]) -> None:
     raise RulesInvalid(text, errors=errors, total=len(problems))
 
 
-def _check_match(if_match: str | None, draft: Draft) -> None:
-    if if_match is not None and if_match.strip() not in ("*", draft_etag(draft.number)):
-        raise PreconditionFailed(f"the draft is {draft_etag(draft.number)} by now; read it again, then repeat the change")
+def _check_match(if_match: str | None, etag: str) -> None:
+    if if_match is not None and if_match.strip() not in ("*", etag):
+        raise PreconditionFailed(f"the state is {etag} by now; read it again, then repeat the change")
 
 
 def _found(value: T | None) -> T:

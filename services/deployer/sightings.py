@@ -59,5 +59,10 @@ class Sightings:
             if sent is not None and len(self._contexts) < self._max_contexts:
                 self._contexts[key] = sent
 
+    def take_dropped(self) -> int:
+        """Return how many sightings found no room since the last call."""
+        dropped, self.dropped = self.dropped, 0
+        return dropped
+
     def __len__(self) -> int:
         return len(self._seen)

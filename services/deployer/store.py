@@ -63,6 +63,13 @@ async def collection_of(reader: Reader, account: str, collection: str) -> Collec
     return None if row is None else _collection(row)
 
 
+async def lock_collection(tx: Transaction, account: str, collection: str) -> Collection | None:
+    """Return one collection, or None; nobody else changes it until this transaction ends."""
+    key = (COLLECTIONS.c.account == account) & (COLLECTIONS.c.id == collection)
+    row = await tx.first(select(COLLECTIONS).where(key).with_for_update())
+    return None if row is None else _collection(row)
+
+
 async def collections_of(reader: Reader, account: str, *, after: str, limit: int) -> list[Collection]:
     """Return collections by id."""
     rows = await reader.all(
