@@ -3,8 +3,6 @@
 Pydantic reads the context, one async dependency opens the principal, the same rules decide, the answer is the same 304.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path
