@@ -22,7 +22,6 @@ from tests.e2e.world import World, eventually
 from tests.models import onnx_add
 from tests.server import ROOT, ServerProcess
 
-
 Servers = Callable[..., ServerProcess]
 
 

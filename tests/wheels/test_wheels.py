@@ -91,9 +91,9 @@ def test_server_and_sdk_work_together_from_their_wheels(wheels: Path, tmp_path: 
         rules = tmp_path / "rules.json"
         rules.write_text(json.dumps({"rules": [], "default": {"model": "adder", "version": 1}}))
         collection = json.loads(run(latebind, "collection", "create", "camera", "--rules", rules, "--publish", "--json", env=env))["id"]
-        timings = json.loads(run(latebind, "run", collection, "--runs", "5", "--json", env=env))
-        assert timings["model_id"] == "adder"
-        assert timings["runs"] == 5
+        answer = json.loads(run(latebind, "run", collection, "--runs", "5", "--json", env=env))
+        assert answer["package"]["model_id"] == "adder"
+        assert answer["timings"]["runs"] == 5
     finally:
         process.terminate()
         assert process.wait(30) == 0
