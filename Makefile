@@ -51,9 +51,12 @@ format: ## Format and fix what can be fixed
 bench: setup ## Measure against peers; GOALS="R1 S1" picks some
 	@PATH="$(abspath $(dir $(UV))):$$PATH" $(RUN)/python -m bench $(GOALS)
 
+# An old protoc on purpose: old runtimes can read what it generates.
+PROTO_TOOLS := --with 'grpcio-tools==1.72.2' --with 'mypy-protobuf==3.6.0' --with 'setuptools<80'
+
 .PHONY: proto
 proto: setup ## Generate proto/src/latebind_proto from proto/latebind
-	@$(UV) run --isolated --no-project --with 'grpcio-tools==1.72.2' --with 'mypy-protobuf==3.6.0' --with 'setuptools<80' bash proto/generate.sh
+	@$(UV) run --isolated --no-project $(PROTO_TOOLS) bash proto/generate.sh
 
 .PHONY: wheels
 wheels: setup ## Build the wheels of server, SDK and protobuf messages into dist/

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Writes proto/src/latebind_proto from the .proto files beside it. Run through `make proto`.
+# Writes the Python messages from the .proto files beside it into a folder (default: src/latebind_proto). Run through `make proto`.
 set -euo pipefail
 cd "$(dirname "$0")"
-out=src/latebind_proto
+out=${1:-src/latebind_proto}
 rm -rf "$out" && mkdir -p "$out"
 # The full path is the file's name in the descriptor pool, where a bare "telemetry.proto" could meet a namesake.
 python -m grpc_tools.protoc -I . --python_out="$out" --mypy_out="$out" latebind/v1/*.proto
