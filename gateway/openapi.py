@@ -62,7 +62,7 @@ body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;max-width:60rem;padding:2r
 h1{font-size:1.6rem}h2{margin-top:2.2rem;border-bottom:1px solid #d5dae0}
 details{border:1px solid #d5dae0;border-radius:6px;margin:.4rem 0;padding:.4rem .8rem}summary{cursor:pointer}
 code,pre{font:13px/1.45 ui-monospace,monospace}pre{background:#f5f7f9;padding:.8rem;overflow:auto;border-radius:6px}
-.method{display:inline-block;min-width:4.2rem;font-weight:700;color:#0b5cad}.access{float:right;color:#57606a;font-size:.85rem}
+.method{display:inline-block;min-width:5rem;font-weight:700;color:#0b5cad}.access{float:right;color:#57606a;font-size:.85rem}
 """
 
 
@@ -90,7 +90,7 @@ def page(document: Mapping[str, Any]) -> str:
 def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:
     described = {key: operation[key] for key in ("parameters", "requestBody", "responses") if operation.get(key)}
     head = f'<span class="method">{method.upper()}</span><code>{html.escape(path)}</code>'
-    access = f'<span class="access">{html.escape(str(operation.get("x-latebind-access", "")))}</span>'
+    access = f'<span class="access">{html.escape(str(operation.get("x-latebind-access", "")).replace("_", " "))}</span>'
     text = html.escape(operation.get("description") or operation.get("summary") or "")
     return (
         f"<details><summary>{access}{head} {html.escape(operation.get('summary') or '')}</summary><p>{text}</p>{_pre(described)}</details>"
