@@ -136,6 +136,7 @@ class Bound:
     compiled: Compiled
     options: tuple[tuple[Option, ...], ...]
     default: Option | None
+    rows: tuple[IndexRow, ...]
     plans: tuple[_Plan, ...]
     ready_default: _Ready | None
     revision: int
@@ -182,6 +183,7 @@ def bind(compiled: Compiled, catalogue: Catalogue, *, collection: str, revision:
         compiled=compiled,
         options=options,
         default=default,
+        rows=compiled.index.rows,
         plans=plans,
         ready_default=None if default is None else _ready(default, Reason.DEFAULT, None),
         revision=revision,
@@ -216,30 +218,30 @@ def bind_target(target: Target, catalogue: Catalogue) -> Option:
 def decide(bound: Bound, facts: Facts, install_id: str) -> Served | Refusal:
     """Return what this device gets. `bound` must be open for the present moment (`Bound.at`)."""
     candidates = bound.open_rules
-    rows: tuple[IndexRow, ...] = bound.compiled.index.rows
-    for section, key, known, table in rows:
+    for section, key, known, table in bound.rows:
         value = facts[section].get(key)
-        kind = type(value)
-        bits = known.get(value) if kind is str or kind is int else None
-        candidates &= table.lookup(value) if bits is None else bits
+        try:
+            bits = known.get(value)
+        except TypeError:  # a list or an object
+            bits = None
+        # As keys of a dictionary true and 1 are the same; the table knows the difference.
+        candidates &= table.lookup(value) if bits is None or value is True or value is False else bits
         if not candidates:
             break
     tried: list[tuple[int, int]] = []
-    install = install_id.encode("utf-8", "surrogatepass")
     while candidates:
         lowest = candidates & -candidates
-        candidates ^= lowest
         place = lowest.bit_length() - 1
         when, salt, limit, split, arms = bound.plans[place]
-        if when is not None and not matches(when, facts):
-            continue
-        if salt is not None and (murmur3(salt + install) * BUCKETS) >> 32 >= limit:
-            continue
-        arm = 0 if split is None else pick(split.salt, install_id, split.running)
-        for package, served in arms[arm]:
-            if runs(package, facts):
-                return served
-        tried.append((place, arm))
+        if (when is None or matches(when, facts)) and (
+            salt is None or (murmur3(salt + install_id.encode("utf-8", "surrogatepass")) * BUCKETS) >> 32 < limit
+        ):
+            arm = 0 if split is None else pick(split.salt, install_id, split.running)
+            for package, served in arms[arm]:
+                if runs(package, facts):
+                    return served
+            tried.append((place, arm))
+        candidates ^= lowest
     if bound.ready_default is not None:
         for package, served in bound.ready_default:
             if runs(package, facts):
