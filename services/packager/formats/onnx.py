@@ -41,9 +41,9 @@ _QUANTISED = frozenset(
 
 #: (ONNX Runtime version, highest opset of the default domain, highest IR), oldest first. After the runtime's release notes, read
 #: carefully: where they differ on when an IR came in, the later release is named.
-_RUNTIMES = (
+RUNTIMES = (
     ("1.2", 11, 6), ("1.5", 12, 7), ("1.7", 13, 7), ("1.8", 14, 7), ("1.10", 15, 8), ("1.11", 16, 8), ("1.12", 17, 8), ("1.14", 18, 8),
-    ("1.16", 19, 9), ("1.17", 20, 9), ("1.18", 21, 10), ("1.22", 22, 10), ("1.23", 23, 11),
+    ("1.16", 19, 9), ("1.17", 20, 9), ("1.18", 21, 10), ("1.21", 22, 10), ("1.23", 23, 11), ("1.24", 25, 13), ("1.25", 26, 13),
 )  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def _found(model: Gathered, runtime_version: str) -> Found:
 
 
 def _min_version(opset: int, ir_version: int, runtime_version: str) -> str:
-    for version, max_opset, max_ir in _RUNTIMES:
+    for version, max_opset, max_ir in RUNTIMES:
         if opset <= max_opset and ir_version <= max_ir:
             return version
     return runtime_version
