@@ -45,6 +45,8 @@ class ColumnStore(Protocol):
     async def insert(self, table: str, columns: Columns, *, token: str) -> None:
         """Insert one batch. When this returns the rows survive a crash. Repeating the same batch under the same token adds nothing.
 
+        A reader may see the rows of one partition before those of another; within a partition the batch appears whole.
+
         A token has 1 to 200 letters, digits and `_ . : / -`; it is remembered for thousands of inserts into that table, not for ever.
         """
         ...
