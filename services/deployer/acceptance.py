@@ -53,10 +53,6 @@ class Keys:
     keys: frozenset[Any]
     but: bool = False
 
-    def accepts(self, value: Any) -> bool:
-        """Say whether the attribute's value is in the set."""
-        return (equality_key(value) in self.keys) is not self.but
-
     def inverted(self) -> Keys:
         """Return everything else."""
         return Keys(self.keys, not self.but)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -73,8 +72,3 @@ def _ask_for_key() -> str:
     if not key:
         raise CommandError("no API key was given", hint="latebind login SERVER --api-key KEY, or write the key to stdin")
     return key
-
-
-def stored_account(profile: Profile) -> str | None:
-    """The account that a profile belongs to, as far as the file knows."""
-    return asdict(profile)["account"] or None
