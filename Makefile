@@ -10,7 +10,7 @@ export UV_PYTHON_PREFERENCE ?= only-system
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(TOOLS)/bin/uv:
 	@echo "uv is not on the PATH: putting it into $(TOOLS)"
@@ -33,6 +33,18 @@ serve: setup ## Start the whole server in one process, data in ./data
 .PHONY: test
 test: setup lint types ## Lint, check types, run every test
 	@PATH="$(abspath $(dir $(UV))):$$PATH" $(RUN)/pytest $(PYTEST_ARGS)
+
+.PHONY: servers
+servers: setup ## Start real PostgreSQL, Kafka, S3 and ClickHouse below build/servers; SERVERS="kafka minio" picks some
+	@$(RUN)/python -m deploy.servers up $(SERVERS)
+
+.PHONY: servers-stop
+servers-stop: ## Stop them; their data stays
+	@$(RUN)/python -m deploy.servers stop $(SERVERS)
+
+.PHONY: test-cluster
+test-cluster: servers ## Run the contract suites and the cluster tests on the real servers, then stop those
+	@PATH="$(abspath $(dir $(UV))):$$PATH" $(RUN)/pytest -m cluster $(PYTEST_ARGS); passed=$$?; $(if $(KEEP),,$(RUN)/python -m deploy.servers stop;) exit $$passed
 
 .PHONY: lint
 lint: ## Check format and style
