@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -20,3 +22,20 @@ class IdempotencyClaim:
 
 #: Set while a request with an `Idempotency-Key` is handled; the first write transaction takes it in (`kit.db`).
 idempotency_claim: ContextVar[IdempotencyClaim | None] = ContextVar("idempotency_claim", default=None)
+
+#: What `account_scope` holds where work is not done for one account: workers, operators, the gateway's own questions.
+EVERY_ACCOUNT = "*"
+
+#: Whose rows the database may show and change: an account, "" for none, or `EVERY_ACCOUNT`. Every request sets it from its sealed
+#: principal (`kit.web`, the device applications); outside a request there is no caller to protect anybody from.
+account_scope: ContextVar[str] = ContextVar("account_scope", default=EVERY_ACCOUNT)
+
+
+@contextmanager
+def acting_for(account: str) -> Iterator[None]:
+    """Limit the database to the rows of one account, `EVERY_ACCOUNT`, or "" (none), inside the block."""
+    token = account_scope.set(account)
+    try:
+        yield
+    finally:
+        account_scope.reset(token)

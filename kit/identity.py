@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from enum import StrEnum
 
+from kit.context import EVERY_ACCOUNT
 from kit.errors import Forbidden, Unauthorized
 
 #: Carries the sealed principal, gateway -> service.
@@ -58,6 +59,13 @@ class Principal:
     id: str = ""
     account: str | None = None
     scopes: frozenset[Scope] = frozenset()
+
+    @property
+    def visible_rows(self) -> str:
+        """Whose rows this caller's requests may touch (`kit.context.account_scope`): its account's; nobody has none, we and the operator all."""
+        if self.account is not None:
+            return self.account
+        return "" if self.kind is Kind.NOBODY else EVERY_ACCOUNT
 
     @property
     def tenant(self) -> str:

@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 from structlog import get_logger
 
 from kit import http
-from kit.context import IdempotencyClaim, idempotency_claim, request_id
+from kit.context import acting_for, IdempotencyClaim, idempotency_claim, request_id
 from kit.db import Database
 from kit.db.idempotency import StoredAnswer, find_answer, store_answer
 from kit.errors import Internal, Invalid, MethodNotAllowed, NotFound, Problem, Unprocessable
@@ -283,7 +283,9 @@ class _Edge:
             await send(message)
 
         try:
-            await self._handle(scope, receive, watched)
+            caller = self._seal.open(http.header(scope, PRINCIPAL_HEADER))
+            with acting_for(caller.visible_rows):
+                await self._handle(scope, receive, watched)
         except http.ClientGone:
             return
         except Problem as problem:

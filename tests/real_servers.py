@@ -39,9 +39,9 @@ def with_query(url: str, **options: str) -> str:
     return urlunsplit(parts._replace(query=urlencode([*parse_qsl(parts.query), *options.items()], safe=",.")))
 
 
-def postgres(**options: str) -> str:
-    """Return the URL of a PostgreSQL with schemas of its own; append `#service`."""
-    return with_query(address("POSTGRES_URL"), schema_prefix=f"{namespace()}_", **options)
+def postgres(server: str = "POSTGRES", **options: str) -> str:
+    """Return the URL of a PostgreSQL (`POSTGRES`: the newest, `POSTGRES15`) with schemas of its own; append `#service`."""
+    return with_query(address(f"{server}_URL"), schema_prefix=f"{namespace()}_", **options)
 
 
 def kafka(**options: str) -> str:

@@ -1,6 +1,7 @@
 """The database port: one per service, SQLite embedded or PostgreSQL in a cluster, the same SQL on both.
 
-`begin()` is the only way to write, `read()` the only way to read outside a write; they give different types so that a use case
+Writers of one service take turns on both (docs/adr/0105), so what a transaction checked still holds when it commits, and events leave
+in the order of their commits. `begin()` is the only way to write, `read()` the only way to read outside a write; they give different types so that a use case
 shows which it is. Statements are SQLAlchemy Core; they live in each service's `store.py`, never here.
 """
 
@@ -9,14 +10,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
 from sqlalchemy import Executable, Row, event, text
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from kit.clock import Clock, rfc3339
@@ -115,15 +115,42 @@ class Transaction(Reader):
         idempotency_claim.set(None)  # a use case has one transaction; a second one would be another effect
 
 
+class Dialect:
+    """What an adapter does at the start of transactions and around migrations. This one, SQLite's, does nothing."""
+
+    def at_start(self, *, writes: bool) -> Executable | None:
+        """Return the statement that every transaction starts with."""
+        return None
+
+    def unavailable(self, error: DBAPIError) -> bool:
+        """Whether a driver's error says that the database cannot do it now, as opposed to never."""
+        return any(words in str(error.orig) for words in ("database is locked", "disk is full"))
+
+    async def prepare(self) -> None:
+        """Make the place that the migrations fill."""
+
+    def before_migration(self) -> Executable | None:
+        """Return the statement that keeps other processes from migrating until the transaction ends."""
+        return None
+
+
 class Database:
     """One service's database. Made by `open_database`; closed by leaving that context."""
 
     def __init__(
-        self, url: str, clock: Clock, *, write_engine: AsyncEngine, read_engine: AsyncEngine, write_lock: asyncio.Lock | None
+        self,
+        url: str,
+        clock: Clock,
+        *,
+        write_engine: AsyncEngine,
+        read_engine: AsyncEngine,
+        write_lock: asyncio.Lock | None = None,
+        dialect: Dialect | None = None,
     ) -> None:
         self.url = url
         self.write_engine = write_engine
         self.read_engine = read_engine
+        self.dialect = dialect or Dialect()
         self._clock = clock
         self._write_lock = write_lock
         self._outbox_listeners: list[Callable[[], None]] = []
@@ -147,18 +174,32 @@ class Database:
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[Transaction]:
-        with _unavailable():
-            async with self.write_engine.begin() as connection:
-                transaction = Transaction(connection, self._clock)
-                await transaction.claim_idempotency_key()
-                yield transaction
+        async with self._connected(self.write_engine, writes=True) as connection:
+            transaction = Transaction(connection, self._clock)
+            await transaction.claim_idempotency_key()
+            yield transaction
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Reader]:
         """Open a read-only snapshot. Raises `DatabaseUnavailable` when the database cannot be reached."""
-        with _unavailable():
-            async with self.read_engine.connect() as connection:
-                yield Reader(connection)
+        async with self._connected(self.read_engine, writes=False) as connection:
+            yield Reader(connection)
+
+    @asynccontextmanager
+    async def _connected(self, engine: AsyncEngine, *, writes: bool) -> AsyncIterator[AsyncConnection]:
+        """Lend a connection in a transaction; what the driver says of a database that is not there becomes `DatabaseUnavailable`."""
+        async with AsyncExitStack() as stack:
+            try:
+                connection = await stack.enter_async_context(engine.begin() if writes else engine.connect())
+            except Exception as error:  # connecting raises what the driver, the system and the server like to
+                raise DatabaseUnavailable("the database cannot be reached now; try again") from error
+            with _Unavailable(self.dialect):
+                start = self.dialect.at_start(writes=writes)
+                if start is not None:
+                    await connection.execute(start)
+                yield connection
+                if writes:
+                    await connection.commit()
 
     async def ping(self) -> None:
         """Raise `DatabaseUnavailable` when the database does not answer."""
@@ -186,34 +227,43 @@ class Database:
         return stop
 
 
-class _unavailable:
+class _Unavailable:
     """Turns connection faults of the driver into `DatabaseUnavailable`; broken constraints pass through."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: Any) -> None:
-        if isinstance(error, IntegrityError):
+        if not isinstance(error, DBAPIError) or isinstance(error, IntegrityError):
             return
-        lost = isinstance(error, PoolTimeout | ConnectionError) or (isinstance(error, DBAPIError) and error.connection_invalidated)
-        locked = isinstance(error, DBAPIError) and "database is locked" in str(error.orig)
-        full = isinstance(error, DBAPIError) and "disk is full" in str(error.orig)
-        if lost or locked or full:
+        if error.connection_invalidated or self._dialect.unavailable(error):
             raise DatabaseUnavailable("the database cannot be used now; try again") from error
 
 
 #: scheme -> adapter; the contract suite runs over these.
-SCHEMES = ("sqlite",)
+SCHEMES = ("sqlite", "postgresql")
 
 
 @asynccontextmanager
 async def open_database(url: str, clock: Clock) -> AsyncIterator[Database]:
-    """Open the database that the URL names: `sqlite:/path/to/file.db`. Tables are made by `kit.db.migrate`."""
+    """Open the database that the URL names: `sqlite:/path/to/file.db` or `postgresql://user:password@host/database#service`.
+
+    Nothing is connected before it is needed. Tables are made by `kit.db.migrate`.
+    """
     scheme = urlsplit(url).scheme
     if scheme == "sqlite":
         from kit.db.sqlite import open_sqlite  # noqa: PLC0415 - only the chosen adapter is loaded
 
         async with open_sqlite(url, clock) as database:
+            yield database
+        return
+    if scheme == "postgresql":
+        from kit.db.postgres import open_postgres  # noqa: PLC0415 - only the chosen adapter is loaded
+
+        async with open_postgres(url, clock) as database:
             yield database
         return
     raise ValueError(f"no database adapter for {scheme!r}: use one of {', '.join(SCHEMES)}")

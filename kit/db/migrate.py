@@ -25,7 +25,11 @@ async def migrate(database: Database, package: str) -> None:
             if _current(connection) != newest:
                 _upgrade(connection, folder)
 
+        await database.dialect.prepare()
         async with database.write_engine.connect() as connection:
+            alone = database.dialect.before_migration()
+            if alone is not None:
+                await connection.execute(alone)
             await connection.run_sync(upgrade)
             await connection.commit()
 

@@ -9,7 +9,7 @@ import re
 from collections import OrderedDict
 
 from kit import http
-from kit.context import request_id
+from kit.context import acting_for, request_id
 from kit.errors import Internal, MethodNotAllowed, NotFound, Problem
 from kit.identity import PRINCIPAL_HEADER, REQUEST_ID_HEADER, Access, PrincipalSeal, authorize
 from kit.logs import get_logger
@@ -89,7 +89,8 @@ class DeviceFront:
         if scope["method"] not in {"GET", "HEAD"}:
             raise MethodNotAllowed("this path is read-only")
         if blob is not None:
-            link = await self._versions.blob_link(principal.tenant, blob[1])
+            with acting_for(principal.visible_rows):
+                link = await self._versions.blob_link(principal.tenant, blob[1])
             await http.send_bytes(send, 307, b"", [(b"location", link.encode()), (b"cache-control", b"no-store")])
         elif package is not None:
             manifest, envelope = await self._package(principal.tenant, package[1])
@@ -101,7 +102,10 @@ class DeviceFront:
 
     async def _package(self, account: str, digest: str) -> tuple[bytes, bytes]:
         known = self._cache.get(account, digest)
-        return known or self._cache.put(await self._versions.find_package(account, digest))
+        if known is not None:
+            return known
+        with acting_for(account):
+            return self._cache.put(await self._versions.find_package(account, digest))
 
     async def _send(self, scope: http.Scope, send: http.Send, digest: str, body: bytes, what: str) -> None:
         # The signature is another representation: its tag must not be the manifest's.

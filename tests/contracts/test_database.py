@@ -20,6 +20,7 @@ from kit.db.outbox import forget_seen, relay_once
 from kit.db.system import OUTBOX, new_metadata
 from kit.db.types import Json, Timestamp
 from kit.eventlog import Consumer, LogFull, open_eventlog
+from tests import real_servers
 
 METADATA = new_metadata()
 COUNTERS = Table("counters", METADATA, Column("name", String(20), primary_key=True), Column("value", Integer, nullable=False))
@@ -32,12 +33,27 @@ VALUES = Table(
     Column("bytes", LargeBinary),
     Column("text", String(200)),
 )
-URLS = {"sqlite": lambda folder: f"sqlite:{folder}/test.db"}
+URLS = {
+    "sqlite": lambda folder: f"sqlite:{folder}/test.db",
+    "postgresql": lambda _folder: f"{real_servers.postgres()}#test",
+    "postgresql-15": lambda _folder: f"{real_servers.postgres('POSTGRES15')}#test",
+}
+CASES = [name if name == "sqlite" else pytest.param(name, marks=pytest.mark.cluster) for name in URLS]
 
 
-@pytest.fixture(params=SCHEMES)
-async def database(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> AsyncIterator[Database]:
-    async with open_database(URLS[request.param](tmp_path), clock) as opened:
+def test_every_adapter_has_cases() -> None:
+    assert {name.partition("-")[0] for name in URLS} == set(SCHEMES)
+
+
+@pytest.fixture(params=CASES)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return URLS[request.param](tmp_path)
+
+
+@pytest.fixture
+async def database(url: str, clock: FakeClock) -> AsyncIterator[Database]:
+    async with open_database(url, clock) as opened:
+        await opened.dialect.prepare()
         async with opened.write_engine.begin() as connection:
             await connection.run_sync(METADATA.create_all)
         yield opened

@@ -1,0 +1,148 @@
+"""PostgreSQL (15 or newer) behind the database port: one schema per service, writers of a service in turn, rows fenced by account.
+
+URL: `postgresql://user:password@host:port/database?options#service`. The schema is `schema_prefix` + service. Tables of accounts carry
+row-level security (`kit.db.fence`): each transaction says whose rows it may see, so a forgotten filter shows nothing.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from sqlalchemy import URL, Executable, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from kit.clock import Clock
+from kit.context import account_scope
+from kit.db import Database, DatabaseUnavailable, Dialect
+
+#: Classes of SQLSTATE that pass by themselves: connection, resources, operator's intervention, locks (PostgreSQL, appendix A).
+_PASSING = ("08", "53", "55", "57", "58")
+_TURN, _MIGRATION = 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresOptions:
+    """What stands in the query of the URL. Times in seconds."""
+
+    schema_prefix: str = ""
+    pool: int = 5
+    pool_timeout_s: float = 5.0
+    connect_timeout_s: float = 3.0
+    statement_timeout_s: float = 15.0
+    tls: str = "prefer"
+
+
+class PostgresDialect(Dialect):
+    """Sets the account of each transaction, and gives writers their turn."""
+
+    def __init__(self, address: URL, schema: str, connect_args: dict[str, Any]) -> None:
+        self.schema = schema
+        self._address = address
+        self._connect_args = connect_args
+        # The lock's number must be equal in every process and differ between schemas.
+        self._number = zlib.crc32(schema.encode()) & 0x7FFFFFFF
+
+    def at_start(self, *, writes: bool) -> Executable:
+        """Say whose rows may be seen; a writer also waits for its turn. Both are undone by the end of the transaction."""
+        scope = account_scope.get()
+        if writes:
+            statement = "SELECT set_config('latebind.account', :scope, true), pg_advisory_xact_lock(:purpose, :number)"
+            return text(statement).bindparams(scope=scope, purpose=_TURN, number=self._number)
+        return text("SELECT set_config('latebind.account', :scope, true)").bindparams(scope=scope)
+
+    def unavailable(self, error: DBAPIError) -> bool:
+        """Judge by the class of the SQLSTATE; an error without one came from the connection."""
+        state = getattr(error.orig, "sqlstate", None)
+        return state is None or state.startswith(_PASSING)
+
+    async def prepare(self) -> None:
+        """Make the schema. Raises `DatabaseUnavailable`."""
+        engine = create_async_engine(self._address, connect_args=self._connect_args, poolclass=NullPool)
+        try:
+            async with engine.begin() as connection:
+                await connection.execute(self.before_migration())
+                await connection.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{self.schema}"'))
+        except (OSError, DBAPIError) as error:
+            raise DatabaseUnavailable("the database cannot be reached now, or does not let us make a schema") from error
+        finally:
+            await engine.dispose()
+
+    def before_migration(self) -> Executable:
+        """Take a lock that ends with the transaction: of several processes that start at once, one migrates and the others look."""
+        return text("SELECT set_config('latebind.account', '*', true), pg_advisory_xact_lock(:purpose, :number)").bindparams(
+            purpose=_MIGRATION, number=self._number
+        )
+
+
+@asynccontextmanager
+async def open_postgres(url: str, clock: Clock) -> AsyncIterator[Database]:
+    """Make the pools of one service. Raises `ValueError` for a URL that names no service or has an unknown option."""
+    parts = urlsplit(url)
+    options = _options(parts.query)
+    schema = options.schema_prefix + parts.fragment
+    if not parts.fragment or not schema.replace("_", "").isalnum() or not schema.isascii() or len(schema) > 63:
+        raise ValueError("a postgresql URL ends with #service, and schema_prefix takes letters, digits and _")
+    if not parts.hostname or not parts.path.strip("/"):
+        raise ValueError("a postgresql URL names host and database: postgresql://user:password@host:5432/latebind")
+    address = URL.create(
+        "postgresql+asyncpg",
+        username=unquote(parts.username) if parts.username else None,
+        password=unquote(parts.password) if parts.password else None,
+        host=parts.hostname,
+        port=parts.port or 5432,
+        database=unquote(parts.path.strip("/")),
+    )
+    milliseconds = str(round(options.statement_timeout_s * 1000))
+    connect_args: dict[str, Any] = {
+        "timeout": options.connect_timeout_s,
+        # The client's own deadline covers a server that is there and silent.
+        "command_timeout": options.statement_timeout_s + 1,
+        "ssl": options.tls,
+        "server_settings": {
+            "search_path": schema,
+            "application_name": f"latebind-{parts.fragment}",
+            "statement_timeout": milliseconds,
+            "lock_timeout": milliseconds,
+            "idle_in_transaction_session_timeout": str(round(options.statement_timeout_s * 2000)),
+            "timezone": "UTC",
+        },
+    }
+    writer = _engine(address, connect_args, options, writes=True)
+    reader = _engine(address, connect_args, options, writes=False)
+    try:
+        yield Database(url, clock, write_engine=writer, read_engine=reader, dialect=PostgresDialect(address, schema, connect_args))
+    finally:
+        await reader.dispose()
+        await writer.dispose()
+
+
+def _engine(address: URL, connect_args: dict[str, Any], options: PostgresOptions, *, writes: bool) -> AsyncEngine:
+    read_only = {} if writes else {"default_transaction_read_only": "on"}
+    return create_async_engine(
+        address,
+        connect_args={**connect_args, "server_settings": connect_args["server_settings"] | read_only},
+        # Writers take turns and see the latest; readers keep one snapshot.
+        isolation_level="READ COMMITTED" if writes else "REPEATABLE READ",
+        pool_size=options.pool,
+        max_overflow=0,
+        pool_timeout=options.pool_timeout_s,
+        pool_pre_ping=True,
+        hide_parameters=True,
+    )
+
+
+def _options(query: str) -> PostgresOptions:
+    defaults = PostgresOptions()
+    values: dict[str, Any] = {}
+    for name, value in parse_qsl(query):
+        if name not in PostgresOptions.__slots__:
+            raise ValueError(f"a postgresql URL has no option {name!r}; it has {', '.join(PostgresOptions.__slots__)}")
+        values[name] = type(getattr(defaults, name))(value)
+    return PostgresOptions(**values)  # type: ignore[arg-type]

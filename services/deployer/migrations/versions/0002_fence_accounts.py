@@ -1,0 +1,28 @@
+"""Fences the rows of accounts from each other (PostgreSQL)."""
+
+from __future__ import annotations
+
+from alembic import op
+
+from kit.db.fence import fence_accounts
+
+revision = "0002"
+down_revision = "0001"
+
+_TABLES = (
+    "aliases",
+    "collection_models",
+    "collections",
+    "decisions",
+    "device_collections",
+    "device_events",
+    "devices",
+    "packages",
+    "revisions",
+    "versions",
+)
+
+
+def upgrade() -> None:
+    """Apply."""
+    fence_accounts(op.get_bind(), _TABLES)
