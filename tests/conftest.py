@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 from kit.clock import FakeClock
 from kit.identity import Kind, Principal, PrincipalSeal, Scope, granted
+from kit.ports import PortSettings
+from tests import real_servers
 
 
 @pytest.fixture
@@ -18,6 +21,12 @@ def clock() -> FakeClock:
 @pytest.fixture
 def seal() -> PrincipalSeal:
     return PrincipalSeal(b"s" * 32)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.cluster)])
+def ports_at(request: pytest.FixtureRequest, tmp_path: Path) -> PortSettings:
+    """Embedded stores in a folder of the test, with the metadata there too or on a real PostgreSQL."""
+    return PortSettings(data_dir=tmp_path, database_url="" if request.param == "sqlite" else real_servers.postgres())
 
 
 def user(account: str = "acme", *scopes: Scope) -> Principal:

@@ -21,7 +21,7 @@ from kit.eventlog import Batch, Message, open_eventlog
 from kit.identity import COUNTRY_HEADER, PRINCIPAL_HEADER, Kind, Principal, PrincipalSeal, Scope, granted
 from kit.ids import new_id
 from kit.metrics import NullMetrics
-from kit.ports import Part, Ports, Secrets
+from kit.ports import Part, Ports, PortSettings, Secrets
 from latebind_proto import events_pb2
 from services.deployer import events
 from services.deployer.app import create_part
@@ -190,9 +190,11 @@ class World:
 
 
 @asynccontextmanager
-async def open_world(folder: Path, clock: Clock, **settings: Any) -> AsyncIterator[World]:
+async def open_world(at: PortSettings | Path, clock: Clock, **settings: Any) -> AsyncIterator[World]:
+    at = at if isinstance(at, PortSettings) else PortSettings(data_dir=at)
+    folder = at.data_dir
     async with AsyncExitStack() as stack:
-        database = await stack.enter_async_context(open_database(f"sqlite:{folder}/deployer.db", clock))
+        database = await stack.enter_async_context(open_database(at.database_of("deployer"), clock))
         await migrate(database, "services.deployer")
         eventlog = await stack.enter_async_context(open_eventlog(f"local:{folder}/events.db"))
         ports = Ports(
@@ -212,9 +214,9 @@ async def open_world(folder: Path, clock: Clock, **settings: Any) -> AsyncIterat
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
+async def world(ports_at: PortSettings) -> AsyncIterator[World]:
     """Time stands still; nothing waits for events on their way."""
-    async with open_world(tmp_path, FakeClock(), ready_wait_s=0) as world:
+    async with open_world(ports_at, FakeClock(), ready_wait_s=0) as world:
         yield world
 
 

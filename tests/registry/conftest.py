@@ -201,8 +201,10 @@ def _template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @asynccontextmanager
-async def open_registry(data_dir: Path, clock: FakeClock, **settings: Any) -> AsyncIterator[Registry]:
-    async with open_ports(PortSettings(data_dir=data_dir), ["registry"], clock=clock, metrics=NullMetrics()) as opened:
+async def open_registry(at: PortSettings | Path, clock: FakeClock, **settings: Any) -> AsyncIterator[Registry]:
+    at = at if isinstance(at, PortSettings) else PortSettings(data_dir=at)
+    data_dir = at.data_dir
+    async with open_ports(at, ["registry"], clock=clock, metrics=NullMetrics()) as opened:
         ports = opened["registry"]
         await migrate(ports.database, "services.registry")
         key = await ensure_operator_key(ports, data_dir / "operator.key")
@@ -210,10 +212,11 @@ async def open_registry(data_dir: Path, clock: FakeClock, **settings: Any) -> As
 
 
 @pytest.fixture
-async def empty(tmp_path: Path, clock: FakeClock, _template: Path) -> AsyncIterator[Registry]:
+async def empty(ports_at: PortSettings, clock: FakeClock, _template: Path) -> AsyncIterator[Registry]:
     """A registry without accounts."""
-    shutil.copy(_template, tmp_path / "registry.db")
-    async with open_registry(tmp_path, clock) as registry:
+    if not ports_at.database_url:
+        shutil.copy(_template, ports_at.data_dir / "registry.db")
+    async with open_registry(ports_at, clock) as registry:
         yield registry
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
 from kit.clock import Clock
+from kit.context import acting_for
 from kit.db import Database, Transaction
 from services.registry.accounts import store as keys
 from services.registry.accounts.domain import EnrolmentKey, SecretHasher, SecretKind, SigningKey, parse_secret
@@ -64,7 +67,7 @@ class EnrolmentService:
         nonce_expires_at = self._challenges.check(nonce, now)
         raw_key = read_public_key(public_key)
         check_proof(raw_key, signature, enrolment_text(account, install_id, public_key, nonce))
-        async with self._database.begin() as tx:
+        async with self._acting_for(account) as tx:
             key = await self._enrolment_key(tx, account, enrolment_key, now)
             trust = await self._trust(tx, account)
             known = await store.find_install(tx, account, install_id)
@@ -81,7 +84,7 @@ class EnrolmentService:
         """Give an enrolled install a new token. Raises `ChallengeInvalid`, `InstallUnknown`, `AccountNotReady`."""
         now = self._clock.now()
         nonce_expires_at = self._challenges.check(nonce, now)
-        async with self._database.begin() as tx:
+        async with self._acting_for(account) as tx:
             install = await store.find_install(tx, account, install_id)
             unknown = InstallUnknown("no such install has enrolled in this account with the key that signed this; enrol again")
             if install is None:
@@ -93,6 +96,13 @@ class EnrolmentService:
             trust = await self._trust(tx, account)
             await self._use(tx, nonce, nonce_expires_at)
         return self._answer(account, install_id, trust, now)
+
+    @asynccontextmanager
+    async def _acting_for(self, account: str) -> AsyncIterator[Transaction]:
+        """Open a transaction on the account that is claimed: nobody has proved it yet, and its rows suffice to check it."""
+        with acting_for(account):
+            async with self._database.begin() as tx:
+                yield tx
 
     async def forget_nonces(self) -> int:
         """Delete used nonces that have expired; returns how many."""
