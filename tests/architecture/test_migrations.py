@@ -15,16 +15,17 @@ from sqlalchemy import Connection
 from kit.clock import SystemClock
 from kit.db import open_database
 from kit.db.migrate import migrate, newest_revision
+from kit.ports import PortSettings
 
 
 @pytest.mark.parametrize("service", ["registry", "packager", "deployer", "telemetry"])
-async def test_tree_and_tables_agree(service: str, tmp_path: Path) -> None:
+async def test_tree_and_tables_agree(service: str, ports_at: PortSettings) -> None:
     metadata = importlib.import_module(f"services.{service}.tables").metadata
 
     def differences(connection: Connection) -> list[object]:
         return list(compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), metadata))
 
-    async with open_database(f"sqlite:{tmp_path}/{service}.db", SystemClock()) as database:
+    async with open_database(ports_at.database_of(service), SystemClock()) as database:
         await migrate(database, f"services.{service}")
         await migrate(database, f"services.{service}")  # a second start finds nothing to do
         async with database.write_engine.connect() as connection:
