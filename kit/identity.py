@@ -62,7 +62,7 @@ class Principal:
 
     @property
     def visible_rows(self) -> str:
-        """Whose rows this caller's requests may touch (`kit.context.account_scope`): its account's; nobody has none, we and the operator all."""
+        """Whose rows this caller's requests may touch (`kit.context.account_scope`): its account's, none for nobody, else all."""
         if self.account is not None:
             return self.account
         return "" if self.kind is Kind.NOBODY else EVERY_ACCOUNT

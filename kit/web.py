@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 from structlog import get_logger
 
 from kit import http
-from kit.context import acting_for, IdempotencyClaim, idempotency_claim, request_id
+from kit.context import IdempotencyClaim, acting_for, idempotency_claim, request_id
 from kit.db import Database
 from kit.db.idempotency import StoredAnswer, find_answer, store_answer
 from kit.errors import Internal, Invalid, MethodNotAllowed, NotFound, Problem, Unprocessable

@@ -1,8 +1,8 @@
 """The database port: one per service, SQLite embedded or PostgreSQL in a cluster, the same SQL on both.
 
 Writers of one service take turns on both (docs/adr/0105), so what a transaction checked still holds when it commits, and events leave
-in the order of their commits. `begin()` is the only way to write, `read()` the only way to read outside a write; they give different types so that a use case
-shows which it is. Statements are SQLAlchemy Core; they live in each service's `store.py`, never here.
+in the order of their commits. `begin()` is the only way to write, `read()` the only way to read outside a write; they give different
+types so that a use case shows which it is. Statements are SQLAlchemy Core; they live in each service's `store.py`, never here.
 """
 
 from __future__ import annotations

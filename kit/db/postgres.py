@@ -145,4 +145,4 @@ def _options(query: str) -> PostgresOptions:
         if name not in PostgresOptions.__slots__:
             raise ValueError(f"a postgresql URL has no option {name!r}; it has {', '.join(PostgresOptions.__slots__)}")
         values[name] = type(getattr(defaults, name))(value)
-    return PostgresOptions(**values)  # type: ignore[arg-type]
+    return PostgresOptions(**values)

@@ -1,4 +1,4 @@
-"""The event log port: durable, ordered per key, read by groups. Adapters: `local` (a SQLite file), later `kafka`.
+"""The event log port: durable, ordered per key, read by groups. Adapters: `local` (a SQLite file), `kafka`.
 
 It moves bytes. What they mean is the business of each service's `events.py`.
 """
@@ -84,7 +84,11 @@ class EventLog(Protocol):
     """Durable when `append` returns; redelivers what was not committed; never drops. When full it waits, then raises `LogFull`."""
 
     async def append(self, topic: str, messages: Sequence[Message]) -> None:
-        """Write all messages or none. Raises `LogFull`, or `Unavailable` when the log cannot be reached."""
+        """Write all messages; when this returns all of them are durable.
+
+        Raises `LogFull`, or `Unavailable` when the log cannot be reached or did not answer in time. Then some of the messages may be there
+        all the same: the caller repeats them with the same ids, which readers skip (docs/adr/0110).
+        """
         ...
 
     def consumer(self, group: str, topics: Sequence[str]) -> AbstractAsyncContextManager[Consumer]:
@@ -101,17 +105,23 @@ class EventLog(Protocol):
 
 
 #: scheme -> adapter; the contract suite runs over these.
-SCHEMES = ("local",)
+SCHEMES = ("local", "kafka")
 
 
 @asynccontextmanager
 async def open_eventlog(url: str) -> AsyncIterator[EventLog]:
-    """Open the log that the URL names: `local:/path/to/log.db?max_bytes=…&partitions=…`."""
+    """Open the log that the URL names: `local:/path/to/log.db?max_bytes=…&partitions=…` or `kafka://host:port`."""
     scheme = urlsplit(url).scheme
     if scheme == "local":
         from kit.eventlog.local import open_local_log  # noqa: PLC0415 - only the chosen adapter is loaded
 
         async with open_local_log(url) as log:
+            yield log
+        return
+    if scheme == "kafka":
+        from kit.eventlog.kafka import open_kafka_log  # noqa: PLC0415 - only the chosen adapter is loaded
+
+        async with open_kafka_log(url) as log:
             yield log
         return
     raise ValueError(f"no event log adapter for {scheme!r}: use one of {', '.join(SCHEMES)}")

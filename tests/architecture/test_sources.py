@@ -18,7 +18,7 @@ DRIVERS = {
     "sqlalchemy": ("kit/db/", "/store.py", "/store_", "/tables.py", "/migrations/"),
     "aiosqlite": ("kit/db/",),
     "alembic": ("kit/db/", "/migrations/"),
-    "aiokafka": ("kit/eventlog/kafka.py",),
+    "aiokafka": ("kit/eventlog/kafka",),
     "minio": ("kit/blobs/minio.py",),
     "chdb": ("kit/olap/chdb.py",),
     "pyarrow": ("kit/olap/chdb.py",),

@@ -1,0 +1,270 @@
+"""Apache Kafka behind the event log port (aiokafka): every record on disk of all in-sync replicas before `append` returns.
+
+URL: `kafka://host:port,host:port?prefix=latebind.&partitions=8&replication=3`. Topics are made explicitly at their first use; the broker
+must not make them from typing mistakes. What is read and committed is the business of `kafka_consumer`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, urlsplit
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError, TopicAlreadyExistsError, for_code
+
+from kit.errors import TooLarge, Unavailable
+from kit.eventlog import Consumer, LogFull, Message
+from kit.eventlog.kafka_consumer import KafkaConsumer
+from kit.logs import get_logger
+
+#: One message may be this big, key and headers included; brokers need `message.max.bytes` of at least this.
+MAX_MESSAGE_BYTES = 8 << 20
+_PING_S = 1.0
+_ADMIN_S = 10.0
+_OVERHEAD = 128
+
+log = get_logger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaOptions:
+    """What stands in the query of the URL. Sizes in bytes, times in seconds."""
+
+    #: Put before the names of topics and groups, so that several installations share a cluster.
+    prefix: str = ""
+    #: Partitions and replicas of a topic that does not exist yet.
+    partitions: int = 8
+    replication: int = 1
+    #: How long `append` waits for the acknowledgement of all in-sync replicas.
+    append_s: float = 10.0
+    #: So much may wait to be acknowledged; beyond it `append` waits `full_wait_s` and then raises `LogFull`.
+    max_waiting_bytes: int = 64 << 20
+    full_wait_s: float = 2.0
+    #: A reader that was killed is replaced after this time.
+    session_s: float = 10.0
+    #: A topic that is made keeps its records so long.
+    retention_s: int = 7 * 86400
+    linger_ms: int = 2
+
+    @classmethod
+    def of(cls, query: str) -> KafkaOptions:
+        """Read the query part of a URL. Raises `ValueError` for an unknown name or a bad number."""
+        values: dict[str, Any] = {}
+        for name, value in parse_qsl(query):
+            if name not in cls.__slots__:
+                raise ValueError(f"a kafka URL has no option {name!r}; it has {', '.join(cls.__slots__)}")
+            values[name] = type(getattr(cls(), name))(value)
+        return cls(**values)
+
+
+class KafkaLog:
+    """See `kit.eventlog.EventLog`. Made by `open_kafka_log`; connects at the first use, so a broker that is down stops no start."""
+
+    def __init__(self, servers: list[str], options: KafkaOptions) -> None:
+        self.servers = servers
+        self.options = options
+        self._producer: AIOKafkaProducer | None = None
+        self._admin: AIOKafkaAdminClient | None = None
+        self._reader: AIOKafkaConsumer | None = None
+        self._connecting = asyncio.Lock()
+        self._known_topics: set[str] = set()
+        self._waiting_bytes = 0
+        self._room = asyncio.Event()
+
+    async def append(self, topic: str, messages: Sequence[Message]) -> None:
+        """Write messages; returns when all are durable. See `kit.eventlog.EventLog`.
+
+        Raises `TooLarge` for a message over `MAX_MESSAGE_BYTES`, before any was sent.
+        """
+        encoded = [_encoded(message) for message in messages]
+        if not encoded:
+            return
+        sizes = [len(key) + len(value) + sum(len(name) + len(text) for name, text in headers) for key, value, headers in encoded]
+        if max(sizes) > MAX_MESSAGE_BYTES - _OVERHEAD:
+            raise TooLarge(f"a record of the event log has at most {MAX_MESSAGE_BYTES} bytes")
+        await self._wait_for_room(sum(sizes))
+        with _unavailable():
+            async with asyncio.timeout(self.options.append_s):
+                await self.make_topics([topic])
+                producer = await self._connected_producer()
+                # Not gather(): a send that was cancelled goes on, and its bytes stay counted until it is over.
+                sent = []
+                for (key, value, headers), size in zip(encoded, sizes, strict=True):
+                    self._waiting_bytes += size
+                    try:
+                        future = await producer.send(self.name_of(topic), value, key=key, headers=headers)
+                    except BaseException:
+                        self._sent(size)
+                        raise
+                    future.add_done_callback(lambda _done, size=size: self._sent(size))
+                    sent.append(future)
+                await asyncio.wait(sent)
+            for future in sent:
+                future.result()
+
+    @asynccontextmanager
+    async def consumer(self, group: str, topics: Sequence[str]) -> AsyncIterator[Consumer]:
+        """Join a group; see `kit.eventlog.EventLog`."""
+        with _unavailable():
+            await self.make_topics(topics)
+        consumer = KafkaConsumer(self.servers, self.options.prefix + group, [self.name_of(topic) for topic in topics], self.options)
+        try:
+            with _unavailable():
+                await consumer.start()
+            yield consumer
+        finally:
+            await consumer.stop()
+
+    async def lag(self, group: str, topic: str) -> int:
+        """Return how many records of the topic the group has not committed; all of them for an unknown group."""
+        with _unavailable():
+            async with asyncio.timeout(_ADMIN_S):
+                await self.make_topics([topic])
+                admin = await self._connected_admin()
+                reader = await self._connected_reader()
+                partitions = await self._partitions(admin, self.name_of(topic))
+                committed = await admin.list_consumer_group_offsets(self.options.prefix + group, partitions=partitions)
+                oldest = await reader.beginning_offsets(partitions)
+                newest = await reader.end_offsets(partitions)
+        found = {partition: max(committed[partition].offset, oldest[partition]) for partition in partitions if partition in committed}
+        return sum(newest[partition] - found.get(partition, oldest[partition]) for partition in partitions)
+
+    async def ping(self) -> None:
+        """Raise `Unavailable` when the cluster does not answer within a second."""
+        with _unavailable():
+            async with asyncio.timeout(_PING_S):
+                await (await self._connected_admin()).list_topics()
+
+    async def make_topics(self, topics: Sequence[str]) -> None:
+        """Make the topics that do not exist, with the partitions and replicas of the URL."""
+        missing = [topic for topic in topics if topic not in self._known_topics]
+        if not missing:
+            return
+        admin = await self._connected_admin()
+        options = self.options
+        configs = {"retention.ms": str(options.retention_s * 1000), "max.message.bytes": str(MAX_MESSAGE_BYTES)}
+        new = [NewTopic(self.name_of(topic), options.partitions, options.replication, topic_configs=configs) for topic in missing]
+        answer = await admin.create_topics(new, timeout_ms=int(_ADMIN_S * 1000))
+        for topic, code, *_words in answer.topic_errors:
+            error = for_code(code)
+            if code and error is not TopicAlreadyExistsError:
+                raise error(topic)
+        self._known_topics.update(missing)
+
+    def name_of(self, topic: str) -> str:
+        """Return the topic's name in the cluster."""
+        return self.options.prefix + topic
+
+    async def close(self) -> None:
+        """Send what waits, then close the connections."""
+        for client in (self._producer, self._admin, self._reader):
+            if client is not None:
+                close = client.close if isinstance(client, AIOKafkaAdminClient) else client.stop
+                with contextlib.suppress(KafkaError, TimeoutError, OSError):
+                    async with asyncio.timeout(self.options.append_s):
+                        await close()
+
+    async def _connected_producer(self) -> AIOKafkaProducer:
+        async with self._connecting:
+            if self._producer is None:
+                producer = AIOKafkaProducer(
+                    bootstrap_servers=self.servers,
+                    acks="all",
+                    enable_idempotence=True,
+                    compression_type="lz4",
+                    linger_ms=self.options.linger_ms,
+                    max_batch_size=1 << 20,
+                    max_request_size=MAX_MESSAGE_BYTES,
+                    request_timeout_ms=int(self.options.append_s * 1000),
+                )
+                self._producer = await _started(producer, producer.stop)
+            return self._producer
+
+    async def _connected_admin(self) -> AIOKafkaAdminClient:
+        async with self._connecting:
+            if self._admin is None:
+                admin = AIOKafkaAdminClient(bootstrap_servers=self.servers, request_timeout_ms=int(_ADMIN_S * 1000))
+                self._admin = await _started(admin, admin.close)
+            return self._admin
+
+    async def _connected_reader(self) -> AIOKafkaConsumer:
+        async with self._connecting:
+            if self._reader is None:
+                reader = AIOKafkaConsumer(bootstrap_servers=self.servers)
+                self._reader = await _started(reader, reader.stop)
+            return self._reader
+
+    async def _partitions(self, admin: AIOKafkaAdminClient, name: str) -> list[TopicPartition]:
+        """Return the partitions of a topic; one that was just made takes a moment to be known."""
+        while True:
+            (described,) = await admin.describe_topics([name])
+            if not described["error_code"] and described["partitions"]:
+                return [TopicPartition(name, found["partition"]) for found in described["partitions"]]
+            await asyncio.sleep(0.02)
+
+    async def _wait_for_room(self, size: int) -> None:
+        limit = self.options.max_waiting_bytes
+        try:
+            async with asyncio.timeout(self.options.full_wait_s):
+                while self._waiting_bytes and self._waiting_bytes + size > limit:
+                    self._room.clear()
+                    await self._room.wait()
+        except TimeoutError:
+            raise LogFull("the event log takes no more now; keep the data and try again") from None
+
+    def _sent(self, size: int) -> None:
+        self._waiting_bytes -= size
+        self._room.set()
+
+
+def _encoded(message: Message) -> tuple[bytes, bytes, list[tuple[str, bytes]]]:
+    """Return key, value and headers as the client takes them. Raises `TypeError` for what is not text."""
+    headers = []
+    for name, value in message.headers.items():
+        if not isinstance(value, str):
+            raise TypeError(f"header {name} is {type(value).__name__}, not text")
+        headers.append((name, value.encode()))
+    return message.key.encode(), message.value, headers
+
+
+async def _started(client: T, close: Callable[[], Awaitable[None]]) -> T:
+    """Start a client of the library and return it; one that cannot start leaves nothing open."""
+    try:
+        await client.start()  # type: ignore[attr-defined]
+    except BaseException:
+        with contextlib.suppress(Exception):
+            await close()
+        raise
+    return client
+
+
+class _unavailable(contextlib.AbstractContextManager[None]):
+    """Turns what the library raises for a cluster that is not there, or not in time, into `Unavailable`."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, MessageSizeTooLargeError):
+            raise TooLarge("the broker takes no record of this size; raise its message.max.bytes") from error
+        if isinstance(error, KafkaError | TimeoutError | OSError):
+            log.warning("the event log did not answer", error=f"{type(error).__name__}: {error}"[:200])
+            raise Unavailable("the event log cannot be reached now; try again") from error
+
+
+@asynccontextmanager
+async def open_kafka_log(url: str) -> AsyncIterator[KafkaLog]:
+    """Open the log of a `kafka://host:port,…` URL. Nothing is connected yet. Raises `ValueError` for a URL that names no server."""
+    parts = urlsplit(url)
+    servers = [server if ":" in server else f"{server}:9092" for server in parts.netloc.split(",") if server]
+    if not servers:
+        raise ValueError("a kafka URL names its servers: kafka://one:9092,two:9092")
+    opened = KafkaLog(servers, KafkaOptions.of(parts.query))
+    try:
+        yield opened
+    finally:
+        await opened.close()
