@@ -1,4 +1,4 @@
-"""The blob store port: whole, immutable byte strings under (namespace, sha256). Adapters: `files`, later `minio`.
+"""The blob store port: whole, immutable byte strings under (namespace, sha256). Adapters: `files`, `minio` (any S3).
 
 The namespace is the account: the same bytes in two accounts are two blobs, so nobody learns what another account owns.
 """
@@ -68,12 +68,12 @@ class BlobStore(Protocol):
 
 
 #: scheme -> adapter; the contract suite runs over these.
-SCHEMES = ("file",)
+SCHEMES = ("file", "s3", "s3+http")
 
 
 @asynccontextmanager
 async def open_blobs(url: str, *, link_secret: bytes, clock: Clock | None = None) -> AsyncIterator[BlobStore]:
-    """Open the store that the URL names: `file:/path/to/folder`.
+    """Open the store that the URL names: `file:/path/to/folder` or `s3://key:secret@host/bucket` (`s3+http://` without TLS).
 
     `link_secret` signs links to local files (`kit.blobs.links`); `clock` says when they expire.
     """
@@ -82,6 +82,12 @@ async def open_blobs(url: str, *, link_secret: bytes, clock: Clock | None = None
         from kit.blobs.files import open_file_blobs  # noqa: PLC0415 - only the chosen adapter is loaded
 
         async with open_file_blobs(url, link_secret=link_secret, clock=clock) as blobs:
+            yield blobs
+        return
+    if scheme in {"s3", "s3+http"}:
+        from kit.blobs.minio import open_s3_blobs  # noqa: PLC0415 - only the chosen adapter is loaded
+
+        async with open_s3_blobs(url) as blobs:
             yield blobs
         return
     raise ValueError(f"no blob adapter for {scheme!r}: use one of {', '.join(SCHEMES)}")

@@ -12,7 +12,6 @@ import errno
 import fcntl
 import hashlib
 import os
-import re
 import secrets
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
@@ -22,17 +21,15 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
-from kit.blobs import BlobInfo, BlobMismatch, BlobNotFound
+from kit.blobs import BlobInfo, BlobNotFound, naming
 from kit.blobs.links import sign_link
 from kit.clock import Clock, SystemClock
-from kit.errors import Invalid, Unavailable
+from kit.errors import Unavailable
 from kit.logs import get_logger
 
 #: Bytes per read, and per write to the temporary file.
 CHUNK_BYTES = 1 << 20
 _THREADS = 8
-_NAMESPACE = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _TEMPORARY = ".tmp"
 
 log = get_logger(__name__)
@@ -131,18 +128,14 @@ class FileBlobs:
     async def put(self, namespace: str, chunks: AsyncIterable[bytes], *, sha256: str | None = None, size: int | None = None) -> BlobInfo:
         """Store a stream; see `kit.blobs.BlobStore`. Raises `Invalid` for a `sha256` that is not one, `Unavailable` for a full disk."""
         self._folder(namespace)
-        if sha256 is not None and not _DIGEST.fullmatch(sha256):
-            raise Invalid("sha256 is 64 lower-case hex digits")
+        naming.check_announced_digest(sha256)
         incoming = await self._run(lambda: _Incoming(self._temporary))
         try:
             await self._receive(incoming, chunks, size)
-            digest = incoming.digest()
-            if sha256 is not None and digest != sha256:
-                raise BlobMismatch("the bytes that arrived have another SHA-256 than was announced", sha256=digest)
-            if size is not None and incoming.size != size:
-                raise BlobMismatch(f"{incoming.size} bytes arrived, {size} were announced", size=incoming.size)
-            await self._run(lambda: incoming.place(self._path(namespace, digest)))
-            return BlobInfo(digest, incoming.size)
+            info = BlobInfo(incoming.digest(), incoming.size)
+            naming.check_arrived(info, sha256, size)
+            await self._run(lambda: incoming.place(self._path(namespace, info.sha256)))
+            return info
         finally:
             await self._run(incoming.discard)
 
@@ -151,8 +144,7 @@ class FileBlobs:
         waiting_bytes = arrived = 0
         async for chunk in chunks:
             arrived += len(chunk)
-            if size is not None and arrived > size:
-                raise BlobMismatch(f"more bytes arrived than the {size} that were announced")
+            naming.check_not_more(arrived, size)
             waiting.append(bytes(chunk))
             waiting_bytes += len(chunk)
             if waiting_bytes >= CHUNK_BYTES:
@@ -224,15 +216,11 @@ class FileBlobs:
         self._threads.shutdown(wait=True)
 
     def _folder(self, namespace: str) -> Path:
-        if not _NAMESPACE.fullmatch(namespace):
-            raise ValueError(f"not a namespace: {namespace!r}")
-        return self._root / namespace
+        return self._root / naming.check_namespace(namespace)
 
     def _path(self, namespace: str, sha256: str) -> Path:
         folder = self._folder(namespace)
-        if not _DIGEST.fullmatch(sha256):
-            raise BlobNotFound("there is no such blob")
-        return folder / sha256[:2] / sha256
+        return folder / naming.check_digest(sha256)[:2] / sha256
 
     async def _run(self, work: Callable[[], T]) -> T:
         with _as_unavailable():

@@ -9,16 +9,28 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from kit.blobs import SCHEMES, BlobInfo, BlobMismatch, BlobNotFound, BlobStore, open_blobs
-from kit.errors import Invalid
+from kit.errors import Invalid, Unavailable
+from tests import real_servers
 
-URLS = {"file": lambda folder: f"file:{folder}/blobs"}
+URLS = {
+    "file": lambda folder: f"file:{folder}/blobs",
+    "s3+http on seaweedfs": lambda _folder: real_servers.s3("seaweedfs"),
+    "s3+http on minio": lambda _folder: real_servers.s3("minio"),
+}
+CASES = [name if name == "file" else pytest.param(name, marks=pytest.mark.cluster) for name in URLS]
 SECRET = b"l" * 32
 
 
-@pytest.fixture(params=SCHEMES)
+def test_every_adapter_has_cases() -> None:
+    # `s3` is `s3+http` with TLS in front.
+    assert {name.split()[0] for name in URLS} | {"s3"} == set(SCHEMES)
+
+
+@pytest.fixture(params=CASES)
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return URLS[request.param](tmp_path)
 
@@ -197,6 +209,37 @@ async def test_a_reader_that_stops_early_frees_what_it_held(blobs: BlobStore) ->
 
 async def test_ping_answers(blobs: BlobStore) -> None:
     await blobs.ping()
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("server", ["seaweedfs", "minio"])
+async def test_a_link_serves_the_blob_until_it_expires_and_nothing_else(server: str) -> None:
+    async with open_blobs(real_servers.s3(server), link_secret=SECRET) as blobs, httpx2.AsyncClient() as client:
+        body = os.urandom(100_000)
+        info = await blobs.put("acme", stream(body))
+        link = await blobs.link("acme", info.sha256, expires_in_s=60)
+        assert (await client.get(link)).content == body
+        part = await client.get(link, headers={"range": "bytes=10-19"})
+        assert (part.status_code, part.content) == (206, body[10:20])
+        other = await blobs.put("other", stream(b"secret"))
+        assert (
+            await client.get(link.replace(f"acme/{info.sha256[:2]}/{info.sha256}", f"other/{other.sha256[:2]}/{other.sha256}"))
+        ).status_code == 403
+        short = await blobs.link("acme", info.sha256, expires_in_s=1)
+        await asyncio.sleep(2.1)
+        assert (await client.get(short)).status_code == 403
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("server", ["seaweedfs", "minio"])
+async def test_a_wrong_secret_and_a_store_that_is_not_there_are_unavailable(server: str) -> None:
+    url = real_servers.s3(server)
+    for wrong in (url.replace("latebind-secret", "another-secret"), "s3+http://key:secret@127.0.0.1:9/bucket"):
+        async with open_blobs(wrong, link_secret=SECRET) as blobs:
+            with pytest.raises(Unavailable):
+                await blobs.ping()
+            with pytest.raises(Unavailable):
+                await blobs.put("acme", stream(b"x"))
 
 
 PUTTING = """
