@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
@@ -147,7 +148,7 @@ class S3Blobs:
         response: Any = await self._run(lambda: self._client.get_object(**part))
         try:
             while left:
-                chunk = await self._run(lambda wanted=min(CHUNK_BYTES, left): response.read(wanted))
+                chunk: bytes = await self._run(partial(response.read, min(CHUNK_BYTES, left)))
                 if not chunk:
                     raise Unavailable("the blob store closed the connection in the middle of a blob")
                 left -= len(chunk)

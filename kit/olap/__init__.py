@@ -1,4 +1,4 @@
-"""The column store port: batches of columns in, aggregates out. Adapters: `chdb` (embedded), later `clickhouse`.
+"""The column store port: batches of columns in, aggregates out. Adapters: `chdb` (embedded), `clickhouse`.
 
 SQL keeps to what ClickHouse 18.16 and chDB 26 both understand (docs/adr). Tables are made by `kit.olap.migrate`.
 """
@@ -36,18 +36,23 @@ class StatementFailed(Exception):
 
 
 class ColumnStore(Protocol):
-    """Whole batch or error; the same token twice is one insert.
+    """Whole batch or error; the same batch twice under one token is one insert in effect.
+
+    Tables hold rows with an identity (`ReplacingMergeTree`) and are read with `FINAL` or by identity: an old server that knows no tokens
+    keeps the rows of a repeated insert twice until it merges them (docs/adr/0115).
 
     Every method raises `Unavailable` when the store cannot do it now (not reachable, no memory, no disk, too slow) and
     `StatementFailed` when it never will.
     """
 
     async def insert(self, table: str, columns: Columns, *, token: str) -> None:
-        """Insert one batch. When this returns the rows survive a crash. Repeating the same batch under the same token adds nothing.
+        """Insert one batch. When this returns the rows survive a crash. Repeating the same batch under the same token adds
+        nothing in effect.
 
         A reader may see the rows of one partition before those of another; within a partition the batch appears whole.
 
-        A token has 1 to 200 letters, digits and `_ . : / -`; it is remembered for thousands of inserts into that table, not for ever.
+        A token has 1 to 200 letters, digits and `_ . : / -`; where the engine knows tokens it is remembered for thousands of inserts
+        into that table, not for ever.
         """
         ...
 
@@ -77,17 +82,26 @@ def row_count(columns: Columns) -> int:
 
 
 #: scheme -> adapter; the contract suite runs over these.
-SCHEMES = ("chdb",)
+SCHEMES = ("chdb", "clickhouse")
 
 
 @asynccontextmanager
 async def open_olap(url: str) -> AsyncIterator[ColumnStore]:
-    """Open the store that the URL names: `chdb:/path/to/folder`. The engine starts at the first statement, in its own thread."""
+    """Open the store that the URL names: `chdb:/path/to/folder` or `clickhouse://host/database`.
+
+    Nothing starts before the first statement.
+    """
     scheme = urlsplit(url).scheme
     if scheme == "chdb":
         from kit.olap.chdb import open_chdb  # noqa: PLC0415 - only the chosen adapter is loaded
 
         async with open_chdb(url) as store:
+            yield store
+        return
+    if scheme == "clickhouse":
+        from kit.olap.clickhouse import open_clickhouse  # noqa: PLC0415 - only the chosen adapter is loaded
+
+        async with open_clickhouse(url) as store:
             yield store
         return
     raise ValueError(f"no column store adapter for {scheme!r}: use one of {', '.join(SCHEMES)}")

@@ -28,20 +28,13 @@ from kit.errors import Unavailable
 from kit.lockfile import held
 from kit.logs import get_logger
 from kit.olap import Coded, Columns, StatementFailed, row_count
+from kit.olap.values import NAME, PASSING, TOKEN, WRAPPED, rendered
 from kit.pages import release_clean_pages
 
 #: How many inserts back a token is still known, per table.
 TOKENS_KEPT = 10_000
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
-_TOKEN = re.compile(r"[A-Za-z0-9_.:/-]{1,200}")
 _CODE = re.compile(r"Code: (\d+)\.")
-_WRAPPED = re.compile(r"(?:Nullable|LowCardinality)\((.*)\)")
 _QUERY_SECONDS = 60
-#: Errors of the engine that pass: timeout, no more memory, no more disk, files that cannot be read or written.
-_PASSING = frozenset({74, 75, 76, 159, 209, 210, 241, 243, 252})
-_ESCAPES = str.maketrans(
-    {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\0": "\\0", "\b": "\\b", "\f": "\\f", "'": "\\'"}  # as ClickHouse's TSV
-)
 
 _ONE_BLOCK = 1 << 40
 
@@ -125,16 +118,16 @@ class ChdbStore:
     async def insert(self, table: str, columns: Columns, *, token: str) -> None:
         """Insert one batch; see `kit.olap.ColumnStore`. Raises `ValueError` for names or tokens that cannot be ones."""
         for name in (table, *columns):
-            if not _NAME.fullmatch(name):
+            if not NAME.fullmatch(name):
                 raise ValueError(f"not a name of a table or column: {name!r}")
-        if not _TOKEN.fullmatch(token):
+        if not TOKEN.fullmatch(token):
             raise ValueError("a token has 1 to 200 letters, digits and _ . : / -")
         if row_count(columns):
             await self._writer.run(lambda connection: self._insert(connection, table, columns, token))
 
     async def query(self, sql: str, params: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """Run one statement; see `kit.olap.ColumnStore`."""
-        bound = {name: _rendered(value) for name, value in (params or {}).items()}
+        bound = {name: rendered(value) for name, value in (params or {}).items()}
         return await self._reader.run(lambda connection: _rows(connection.query(sql, "JSONCompact", params=bound).bytes()))
 
     async def execute(self, sql: str) -> None:
@@ -260,38 +253,10 @@ def _pyarrow() -> Any:
 def _translated(error: RuntimeError) -> Exception:
     text = str(error)
     code = int(found[1]) if (found := _CODE.search(text)) else 0
-    if code in _PASSING or "Failed to create connection" in text:
+    if code in PASSING or "Failed to create connection" in text:
         log.warning("column store unavailable", code=code, error=text[:500])
         return Unavailable("the column store cannot do this now")
     return StatementFailed(code, text)
-
-
-def _rendered(value: object) -> str:
-    """A parameter in the form the engine reads: text of one value, escaped; arrays with quoted elements."""
-    if isinstance(value, list | tuple | set | frozenset):
-        return "[" + ",".join(_element(item) for item in value) + "]"
-    if value is None:
-        return "\\N"
-    return _plain(value).translate(_ESCAPES)
-
-
-def _element(value: object) -> str:
-    if isinstance(value, list | tuple):
-        return _rendered(value)
-    if value is None:
-        return "NULL"
-    text = _plain(value)
-    return text if isinstance(value, int | float) else f"'{text.translate(_ESCAPES)}'"
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, bool):
-        return "1" if value else "0"
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
-    if isinstance(value, str | int | float | date):
-        return str(value)
-    raise TypeError(f"a parameter is text, a number, a bool, a date or a list of them, not {type(value).__name__}")
 
 
 def _rows(body: bytes) -> list[dict[str, Any]]:
@@ -307,7 +272,7 @@ def _rows(body: bytes) -> list[dict[str, Any]]:
 
 
 def _reader(kind: str) -> Callable[[str], Any] | None:
-    while wrapped := _WRAPPED.fullmatch(kind):
+    while wrapped := WRAPPED.fullmatch(kind):
         kind = wrapped[1]
     if kind == "Date":
         return date.fromisoformat

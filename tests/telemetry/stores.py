@@ -15,7 +15,7 @@ from kit.eventlog import EventLog, Message, open_eventlog
 from kit.identity import PrincipalSeal
 from kit.metrics import PrometheusMetrics
 from kit.olap import ColumnStore, open_olap
-from kit.ports import Ports, Secrets
+from kit.ports import Ports, PortSettings, Secrets
 from services.telemetry import events
 from services.telemetry.columnstore import Tables
 from services.telemetry.queries import Analytics
@@ -72,17 +72,19 @@ class Stores:
         """Return every dead letter."""
         async with self.eventlog.consumer("test-letters", [events.REJECTED]) as consumer:
             found: list[Any] = []
-            while records := (await consumer.batch(max_records=1000, max_bytes=16 << 20, max_wait_s=0.05)).records:
+            while records := (await consumer.batch(max_records=1000, max_bytes=16 << 20, max_wait_s=0.7)).records:
                 found += records
             return found
 
 
 @asynccontextmanager
-async def open_stores(folder: Path, clock: Clock, seal: PrincipalSeal) -> AsyncIterator[Stores]:
+async def open_stores(at: PortSettings | Path, clock: Clock, seal: PrincipalSeal) -> AsyncIterator[Stores]:
+    at = at if isinstance(at, PortSettings) else PortSettings(data_dir=at)
+    folder = at.data_dir
     async with (
-        open_eventlog(f"local:{folder}/events.db") as eventlog,
-        open_database(f"sqlite:{folder}/telemetry.db", clock) as database,
-        open_olap(f"chdb:{folder}/olap") as olap,
+        open_eventlog(at.eventlog) as eventlog,
+        open_database(at.database_of("telemetry"), clock) as database,
+        open_olap(at.olap) as olap,
     ):
         await migrate(database, "services.telemetry")
         yield Stores(eventlog, database, olap, clock, seal, PrometheusMetrics(), folder)

@@ -1,0 +1,280 @@
+"""ClickHouse (18.16 or newer) behind the column store port: `clickhouse-driver` in threads, one connection each.
+
+URL: `clickhouse://user:password@host:9000/database?…`. The SQL is what 18.16 and chDB both understand. Old servers have neither insert
+tokens nor parameters of statements: repeats are told apart by the identity of their rows (docs/adr/0115), and a parameter is written
+into the statement as a checked, escaped literal of its type.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import struct
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from queue import Empty, LifoQueue
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, unquote, urlsplit
+from zoneinfo import ZoneInfo
+
+from clickhouse_driver import Client, errors
+
+from kit.errors import Unavailable
+from kit.logs import get_logger
+from kit.olap import Coded, Columns, StatementFailed, row_count
+from kit.olap.values import NAME, PASSING, TOKEN, WRAPPED, quoted, rendered
+
+_PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*):([A-Za-z0-9(), ]+)\}")
+_INLINE_VALUES = re.compile(r"\s*INSERT\b.*\bVALUES\b", re.IGNORECASE | re.DOTALL)
+#: What a value of a plain type must look like; the engine itself would read "-1" as a large unsigned number.
+_SHAPES = (
+    (re.compile(r"UInt\d+"), re.compile(r"\d{1,39}")),
+    (re.compile(r"Int\d+"), re.compile(r"-?\d{1,39}")),
+    (re.compile(r"Float\d+"), re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|nan|-?inf")),
+)
+_QUOTE = "'"
+_QUERY_SECONDS = 60
+_PING_S = 1.0
+#: One block per insert, up to this many rows.
+_BLOCK_ROWS = 1 << 22
+
+log = get_logger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What stands in the query of the URL. Times in seconds."""
+
+    #: Statements at a time, per process; each has a thread and a connection.
+    connections: int = 4
+    connect_s: float = 2.0
+    #: How long the server may be silent.
+    answer_s: float = 65.0
+    secure: bool = False
+
+    @classmethod
+    def of(cls, query: str) -> Options:
+        """Read the query part of a URL. Raises `ValueError` for an unknown name or a bad number."""
+        values: dict[str, Any] = {}
+        for name, value in parse_qsl(query):
+            if name not in cls.__slots__:
+                raise ValueError(f"a clickhouse URL has no option {name!r}; it has {', '.join(cls.__slots__)}")
+            values[name] = value == "true" if name == "secure" else type(getattr(cls(), name))(value)
+        return cls(**values)
+
+
+class ClickHouseStore:
+    """See `kit.olap.ColumnStore`. Made by `open_clickhouse`; connects at the first statement, and makes its database then."""
+
+    def __init__(self, address: Mapping[str, Any], database: str, options: Options) -> None:
+        self._address, self._database, self._options = address, database, options
+        self._threads = ThreadPoolExecutor(options.connections, thread_name_prefix="clickhouse")
+        self._idle: LifoQueue[Client] = LifoQueue()
+        self._database_made = False
+        self._kinds: dict[str, dict[str, str]] = {}
+
+    async def insert(self, table: str, columns: Columns, *, token: str) -> None:
+        """Insert one batch; see `kit.olap.ColumnStore`. Raises `ValueError` for names or tokens that cannot be ones."""
+        for name in (table, *columns):
+            if not NAME.fullmatch(name):
+                raise ValueError(f"not a name of a table or column: {name!r}")
+        if not TOKEN.fullmatch(token):
+            raise ValueError("a token has 1 to 200 letters, digits and _ . : / -")
+        if row_count(columns):
+            await self._run(lambda client: self._insert(client, table, columns))
+
+    async def query(self, sql: str, params: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+        """Run one statement; see `kit.olap.ColumnStore`."""
+        statement = with_parameters(sql, params or {})
+        return await self._run(lambda client: _rows(client, statement))
+
+    async def execute(self, sql: str) -> None:
+        """Run one statement without a result; see `kit.olap.ColumnStore`. Raises `ValueError` for an INSERT with values in its text."""
+        if _INLINE_VALUES.match(sql):
+            raise ValueError("the native protocol waits for ever after INSERT … VALUES in a text: write INSERT … SELECT")
+        await self._run(lambda client: client.execute(sql))
+
+    async def ping(self) -> None:
+        """Raise `Unavailable` when the server does not answer within about a second."""
+
+        def check(_client: Client) -> None:
+            client = self._connect("", connect_timeout=_PING_S, send_receive_timeout=_PING_S)
+            try:
+                client.execute("SELECT 1")
+            finally:
+                client.disconnect()
+
+        await self._run(check, connected=False)
+
+    def close(self) -> None:
+        """Finish what is queued and close the connections."""
+        self._threads.shutdown(wait=True)
+        with suppress(Empty):
+            while True:
+                self._idle.get_nowait().disconnect()
+
+    async def _run(self, work: Callable[[Client], T], *, connected: bool = True) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._do, work, connected)
+
+    def _do(self, work: Callable[[Client], T], connected: bool) -> T:
+        client: Client | None = None
+        try:
+            client = self._client() if connected else None
+            answer = work(client)
+        except Exception as error:
+            if client is not None:
+                client.disconnect()  # a statement that broke off leaves the connection in the middle of something
+            raise _translated(error) from error
+        if client is not None:
+            self._idle.put(client)
+        return answer
+
+    def _client(self) -> Client:
+        """Return an idle connection or a new one; there are never more than threads."""
+        if not self._database_made:
+            first = self._connect("")
+            try:
+                first.execute(f"CREATE DATABASE IF NOT EXISTS `{self._database}`")
+            finally:
+                first.disconnect()
+            self._database_made = True
+        try:
+            return self._idle.get_nowait()
+        except Empty:
+            return self._connect(self._database)
+
+    def _connect(self, database: str, **timeouts: float) -> Client:
+        own = {"connect_timeout": self._options.connect_s, "send_receive_timeout": self._options.answer_s}
+        settings = {"max_execution_time": _QUERY_SECONDS, "insert_block_size": _BLOCK_ROWS}
+        return Client(**self._address, database=database, secure=self._options.secure, settings=settings, **(own | timeouts))
+
+    def _insert(self, client: Client, table: str, columns: Columns) -> None:
+        kinds = self._kinds.get(table)
+        if kinds is None:
+            found = client.execute(
+                with_parameters(
+                    "SELECT name, type FROM system.columns WHERE database = currentDatabase() AND table = {table:String}", {"table": table}
+                )
+            )
+            kinds = dict(found)
+            if kinds:
+                self._kinds[table] = kinds
+        if unknown := columns.keys() - kinds.keys():
+            self._kinds.pop(table, None)
+            raise StatementFailed(16, f"no table {table} with the columns {', '.join(sorted(unknown))}")
+        values = [_values(column, kinds[name]) for name, column in columns.items()]
+        client.execute(f"INSERT INTO {table} ({', '.join(columns)}) VALUES", values, columnar=True)
+
+
+def with_parameters(sql: str, params: Mapping[str, Any]) -> str:
+    """Return the statement with each `{name:Type}` as a literal of that type.
+
+    A value never becomes SQL: text is escaped, and what is no number is refused where a number is wanted. Raises `StatementFailed` for a
+    parameter that is missing or of another type, `TypeError` for a value of a kind that no parameter has.
+    """
+    texts = {name: (rendered(value), value is None) for name, value in params.items()}
+
+    def literal(found: re.Match[str]) -> str:
+        name, kind = found[1], found[2]
+        if name not in texts:
+            raise StatementFailed(456, f"the parameter {name} is missing")
+        text, is_null = texts[name]
+        if is_null:
+            if not kind.startswith("Nullable("):
+                raise StatementFailed(457, f"the parameter {name} is NULL, not {kind}")
+            return f"CAST(NULL AS {kind})"
+        for of_kind, shape in _SHAPES:
+            if of_kind.fullmatch(kind) and not shape.fullmatch(text):
+                raise StatementFailed(457, f"the parameter {name} is not {kind}")
+        if kind == "String":
+            # `rendered` has escaped it already, as for a value that stands alone.
+            return f"'{text}'"
+        if kind.startswith("DateTime"):
+            return f"toDateTime('{text}', 'UTC')"
+        # The text of an array holds literals and is one itself; any other text is escaped already.
+        return f"CAST({quoted(text) if kind.startswith('Array(') else _QUOTE + text + _QUOTE} AS {kind})"
+
+    return _PARAMETER.sub(literal, sql)
+
+
+def _values(column: Any, kind: str) -> Sequence[Any]:
+    """The column as the driver takes it: a list of Python values, times with their zone."""
+    if isinstance(column, Coded):
+        texts = list(column.values)
+        return [texts[code] for code in column.codes.tolist()]
+    for name in ("tolist", "to_pylist"):
+        if hasattr(column, name):
+            column = getattr(column, name)()
+            break
+    while wrapped := WRAPPED.fullmatch(kind):
+        kind = wrapped[1]
+    if kind.startswith("DateTime"):
+        return [value.replace(tzinfo=UTC) if isinstance(value, datetime) and value.tzinfo is None else value for value in column]
+    return column if isinstance(column, list) else list(column)
+
+
+def _rows(client: Client, statement: str) -> list[dict[str, Any]]:
+    rows, columns = client.execute(statement, with_column_types=True)
+    names = [name for name, _ in columns]
+    zone = ZoneInfo(client.connection.server_info.timezone or "UTC")
+    readers = [_reader(kind, zone) for _, kind in columns]
+    if not any(readers):
+        return [dict(zip(names, row, strict=True)) for row in rows]
+    return [
+        {name: reader(value) if reader and value is not None else value for name, value, reader in zip(names, row, readers, strict=True)}
+        for row in rows
+    ]
+
+
+def _reader(kind: str, zone: ZoneInfo) -> Callable[[Any], Any] | None:
+    while wrapped := WRAPPED.fullmatch(kind):
+        kind = wrapped[1]
+    if kind.startswith("DateTime"):
+        return lambda value: (value if value.tzinfo else value.replace(tzinfo=zone)).astimezone(UTC)
+    if kind.startswith("Float"):
+        return lambda value: value if math.isfinite(value) else None
+    if kind.startswith("Array(Float"):
+        return lambda values: [value if math.isfinite(value) else None for value in values]
+    if kind.startswith("Array("):
+        return list
+    return None
+
+
+def _translated(error: Exception) -> Exception:
+    if isinstance(error, StatementFailed | Unavailable):
+        return error
+    if isinstance(error, errors.NetworkError | EOFError | OSError) or (isinstance(error, errors.Error) and error.code in PASSING):
+        log.warning("column store unavailable", code=getattr(error, "code", 0), error=str(error)[:300])
+        return Unavailable("the column store cannot do this now")
+    if isinstance(error, errors.ServerException):
+        return StatementFailed(error.code, error.message)
+    if isinstance(error, errors.Error | struct.error | TypeError | ValueError | AttributeError | OverflowError):
+        return StatementFailed(0, f"a column cannot be read: {error}")
+    return error
+
+
+@asynccontextmanager
+async def open_clickhouse(url: str) -> AsyncIterator[ClickHouseStore]:
+    """Open the database of a `clickhouse://` URL. Raises `ValueError` for a URL without host or database."""
+    parts = urlsplit(url)
+    database = parts.path.strip("/")
+    if not parts.hostname or not NAME.fullmatch(database):
+        raise ValueError("a clickhouse URL names host and database: clickhouse://user:password@host:9000/latebind")
+    options = Options.of(parts.query)
+    address = {
+        "host": parts.hostname,
+        "port": parts.port or (9440 if options.secure else 9000),
+        "user": unquote(parts.username or "default"),
+        "password": unquote(parts.password or ""),
+        "client_name": "latebind",
+    }
+    store = ClickHouseStore(address, database, options)
+    try:
+        yield store
+    finally:
+        await asyncio.to_thread(store.close)
