@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from deploy.servers.install import NotInstalled
@@ -46,7 +47,7 @@ def up(names: list[str]) -> int:
             failed = True
             progress.tell(name, f"FAILED: {error}")
         else:
-            progress.tell(name, f"ready: {server.url}" if server.started_here else f"runs already: {server.url}")
+            progress.tell(name, f"ready: {server.place}" if server.started_here else f"runs already: {server.place}")
 
     with ThreadPoolExecutor(len(servers)) as pool:
         list(pool.map(start, servers))
@@ -61,7 +62,7 @@ def install_all(names: list[str]) -> int:
     progress = Progress()
     try:
         for name in names:
-            progress.tell(name, str(KINDS[name].install(lambda text, name=name: progress.tell(name, text))))
+            progress.tell(name, str(KINDS[name].install(partial(progress.tell, name))))
     except NotInstalled as error:
         print(error, file=sys.stderr)
         return 1
@@ -86,7 +87,7 @@ def status(names: list[str]) -> int:
     """Say what runs; exit code 1 when something does not."""
     ready = {name: _server(name, Progress()) for name in names}
     for name, server in ready.items():
-        print(f"{name:<11} {f'ready  {server.url}' if server.is_ready() else 'not running'}")
+        print(f"{name:<11} {f'ready  {server.place}' if server.is_ready() else 'not running'}")
     return int(not all(server.is_ready() for server in ready.values()))
 
 
@@ -104,7 +105,7 @@ def write_addresses() -> None:
 
 
 def _server(name: str, progress: Progress) -> Server:
-    return Server(name, FOLDER / name, tell=lambda text: progress.tell(name, text))
+    return Server(name, FOLDER / name, tell=partial(progress.tell, name))
 
 
 def main(arguments: list[str] | None = None) -> int:

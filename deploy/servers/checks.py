@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import asyncpg
 import urllib3
@@ -15,9 +17,15 @@ from minio import Minio
 _TIMEOUT_S = 5
 
 
+def _run(check: Coroutine[Any, Any, None]) -> None:
+    """Run it on a loop in a thread of its own: a test that starts a server may be on a loop already."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, check).result()
+
+
 def postgres(ports: Mapping[str, int]) -> None:
     """Connect, and make the role and the database of the product: a role that is no superuser, or row security would not bind it."""
-    asyncio.run(_postgres(ports["sql"]))
+    _run(_postgres(ports["sql"]))
 
 
 async def _postgres(port: int) -> None:
@@ -33,7 +41,7 @@ async def _postgres(port: int) -> None:
 
 def kafka(ports: Mapping[str, int]) -> None:
     """Ask the broker for its topics."""
-    asyncio.run(_kafka(ports["broker"]))
+    _run(_kafka(ports["broker"]))
 
 
 async def _kafka(port: int) -> None:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlsplit, urlunsplit
 
 from deploy.servers.install import NotInstalled
 from deploy.servers.kinds import KINDS
@@ -45,7 +46,7 @@ class Server:
         self._child: subprocess.Popen[bytes] | None = None
         self._process_file = self.folder / "process.json"
         self.log = self.folder / "server.log"
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, KeyError, ValueError):
             self.ports = json.loads(self._process_file.read_text())["ports"]
 
     @property
@@ -55,8 +56,14 @@ class Server:
 
     @property
     def url(self) -> str:
-        """The first of `addresses`."""
+        """The first of `addresses`; it may hold a password."""
         return next(iter(self.addresses.values()))
+
+    @property
+    def place(self) -> str:
+        """`url` without user and password, for people."""
+        parts = urlsplit(self.url)
+        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
     def start(self) -> Self:
         """Install, start and wait until it works, unless it does already. Raises `ServerFailed`, `NotInstalled`."""

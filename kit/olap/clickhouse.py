@@ -28,7 +28,8 @@ from kit.logs import get_logger
 from kit.olap import Coded, Columns, StatementFailed, row_count
 from kit.olap.values import NAME, PASSING, TOKEN, WRAPPED, quoted, rendered
 
-_PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*):([A-Za-z0-9(), ]+)\}")
+_PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*):([A-Za-z0-9(), ']+)\}")
+_INTEGER = re.compile(r"U?Int\d+")
 _INLINE_VALUES = re.compile(r"\s*INSERT\b.*\bVALUES\b", re.IGNORECASE | re.DOTALL)
 #: What a value of a plain type must look like; the engine itself would read "-1" as a large unsigned number.
 _SHAPES = (
@@ -191,6 +192,8 @@ def with_parameters(sql: str, params: Mapping[str, Any]) -> str:
         for of_kind, shape in _SHAPES:
             if of_kind.fullmatch(kind) and not shape.fullmatch(text):
                 raise StatementFailed(457, f"the parameter {name} is not {kind}")
+        if _INTEGER.fullmatch(kind):
+            return text  # LIMIT takes nothing else
         if kind == "String":
             # `rendered` has escaped it already, as for a value that stands alone.
             return f"'{text}'"
@@ -252,7 +255,7 @@ def _translated(error: Exception) -> Exception:
         log.warning("column store unavailable", code=getattr(error, "code", 0), error=str(error)[:300])
         return Unavailable("the column store cannot do this now")
     if isinstance(error, errors.ServerException):
-        return StatementFailed(error.code, error.message)
+        return StatementFailed(error.code, str(error.message).partition(" Stack trace:")[0])
     if isinstance(error, errors.Error | struct.error | TypeError | ValueError | AttributeError | OverflowError):
         return StatementFailed(0, f"a column cannot be read: {error}")
     return error

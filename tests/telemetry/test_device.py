@@ -56,7 +56,7 @@ async def post(
 
 async def received(stores: Stores) -> list[Any]:
     async with stores.eventlog.consumer("test", [events.RECEIVED]) as consumer:
-        return list((await consumer.batch(max_records=100, max_bytes=1 << 24, max_wait_s=0.05)).records)
+        return list((await consumer.batch(max_records=100, max_bytes=1 << 24, max_wait_s=2)).records)
 
 
 async def test_the_bytes_go_into_the_log_with_what_the_edge_knows(stores: Stores) -> None:
