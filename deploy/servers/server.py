@@ -66,7 +66,10 @@ class Server:
         return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
     def start(self) -> Self:
-        """Install, start and wait until it works, unless it does already. Raises `ServerFailed`, `NotInstalled`."""
+        """Install, start and wait until it works, unless it does already; one that does not is killed.
+
+        Raises `ServerFailed`, `NotInstalled`.
+        """
         if self.pid is not None:
             self.wait_ready()
             return self
@@ -93,7 +96,11 @@ class Server:
         self.started_here = True
         record = {"pid": self._child.pid, "started": _started(self._child.pid), "ports": self.ports}
         self._process_file.write_text(json.dumps(record) + "\n")
-        self.wait_ready()
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.kill()
+            raise
         return self
 
     def wait_ready(self) -> None:
@@ -140,7 +147,7 @@ class Server:
         self._end(self.kind.stop_signal)
 
     def kill(self) -> None:
-        """SIGKILL to the whole session, as a crash of the machine's power does to a process."""
+        """SIGKILL to it and all its children at once, as a crash does, and wait until all are gone."""
         self._end(signal.SIGKILL)
 
     def restart(self) -> None:
@@ -152,14 +159,16 @@ class Server:
         pid = self.pid
         if pid is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            # PostgreSQL's children are ended by their parent, except when there is no time for it.
-            os.killpg(pid, number) if number == signal.SIGKILL else os.kill(pid, number)
         deadline = time.monotonic() + _STOP_S
-        while self.pid is not None:
+        if number == signal.SIGKILL:
+            family = _kill_family(pid)
+        else:
+            family = {pid: _started(pid)}
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        while self.pid is not None or any(started is not None and _started(one) == started for one, started in family.items()):
             if time.monotonic() > deadline:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(pid, signal.SIGKILL)
+                family = {**family, **_kill_family(pid)}
                 deadline += _STOP_S
             time.sleep(0.02)
 
@@ -181,6 +190,27 @@ def _started(pid: int) -> int | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if fields[0] == "Z" else int(fields[19])
+
+
+def _kill_family(pid: int) -> Mapping[int, int | None]:
+    """SIGKILL to a process and its descendants; returns when each started.
+
+    Not by process group: PostgreSQL's children have sessions of their own, and while one lives its data cannot be opened again.
+    """
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(folder.name))
+    family, found = {pid: _started(pid)}, [pid]
+    while found:
+        for child in children.get(found.pop(), ()):
+            family[child] = _started(child)
+            found.append(child)
+    for one in family:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
+    return family
 
 
 def _free_ports(count: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 import asyncpg
@@ -10,6 +11,17 @@ import pytest
 from deploy.servers import Server
 
 pytestmark = pytest.mark.cluster
+
+
+async def test_postgresql_starts_again_at_once_though_its_children_were_at_work(own_server: Callable[[str], Server]) -> None:
+    server = own_server("postgres")
+    connection = await asyncpg.connect(server.url, ssl=False)
+    busy = asyncio.create_task(connection.execute("SELECT count(*) FROM generate_series(1, 1000000000)"))
+    await asyncio.sleep(0.2)
+    server.kill()
+    server.start()
+    with pytest.raises(asyncpg.PostgresConnectionError):
+        await busy
 
 
 async def test_postgresql_comes_back_with_what_it_acknowledged(own_server: Callable[[str], Server]) -> None:

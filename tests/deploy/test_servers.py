@@ -9,6 +9,7 @@ import signal
 import sys
 import urllib.request
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,15 @@ def test_a_server_that_ends_shows_its_log(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(KINDS, "broken", _kind("broken", "-c", "raise SystemExit('no such disk')"))
     with pytest.raises(ServerFailed, match=r"(?s)ended by itself.*no such disk"):
         Server("broken", tmp_path / "broken").start()
+
+
+def test_a_server_that_never_answers_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = _kind("silent", "-c", "import time; print('thinking', flush=True); time.sleep(600)")
+    monkeypatch.setitem(KINDS, "silent", replace(silent, ready_within_s=0.5))
+    server = Server("silent", tmp_path / "silent")
+    with pytest.raises(ServerFailed, match="does not answer after"):
+        server.start()
+    assert server.pid is None
 
 
 def test_no_password_is_shown(web: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
