@@ -6,11 +6,16 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from kit.clock import FakeClock
 from kit.identity import Kind, Principal, PrincipalSeal, Scope, granted
 from kit.ports import PortSettings
 from tests import real_servers
+
+# Nothing here is timed: a busy machine must not fail a property.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture

@@ -75,6 +75,7 @@ class ClickHouseStore:
     def __init__(self, address: Mapping[str, Any], database: str, options: Options) -> None:
         self._address, self._database, self._options = address, database, options
         self._threads = ThreadPoolExecutor(options.connections, thread_name_prefix="clickhouse")
+        self._pinging = ThreadPoolExecutor(1, thread_name_prefix="clickhouse-ping")
         self._idle: LifoQueue[Client] = LifoQueue()
         self._database_made = False
         self._kinds: dict[str, dict[str, str]] = {}
@@ -101,38 +102,40 @@ class ClickHouseStore:
         await self._run(lambda client: client.execute(sql))
 
     async def ping(self) -> None:
-        """Raise `Unavailable` when the server does not answer within about a second."""
+        """Raise `Unavailable` when the server does not answer within about a second, even while every connection waits for it."""
 
-        def check(_client: Client) -> None:
+        def check() -> None:
             client = self._connect("", connect_timeout=_PING_S, send_receive_timeout=_PING_S)
             try:
                 client.execute("SELECT 1")
+            except Exception as error:
+                raise _translated(error) from error
             finally:
                 client.disconnect()
 
-        await self._run(check, connected=False)
+        await asyncio.get_running_loop().run_in_executor(self._pinging, check)
 
     def close(self) -> None:
         """Finish what is queued and close the connections."""
+        self._pinging.shutdown(wait=True)
         self._threads.shutdown(wait=True)
         with suppress(Empty):
             while True:
                 self._idle.get_nowait().disconnect()
 
-    async def _run(self, work: Callable[[Client], T], *, connected: bool = True) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._do, work, connected)
+    async def _run(self, work: Callable[[Client], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._do, work)
 
-    def _do(self, work: Callable[[Client], T], connected: bool) -> T:
+    def _do(self, work: Callable[[Client], T]) -> T:
         client: Client | None = None
         try:
-            client = self._client() if connected else None
+            client = self._client()
             answer = work(client)
         except Exception as error:
             if client is not None:
                 client.disconnect()  # a statement that broke off leaves the connection in the middle of something
             raise _translated(error) from error
-        if client is not None:
-            self._idle.put(client)
+        self._idle.put(client)
         return answer
 
     def _client(self) -> Client:

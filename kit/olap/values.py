@@ -8,8 +8,9 @@ from datetime import UTC, date, datetime
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 TOKEN = re.compile(r"[A-Za-z0-9_.:/-]{1,200}")
 WRAPPED = re.compile(r"(?:Nullable|LowCardinality)\((.*)\)")
-#: Errors of the engine that pass: timeout, no more memory, no more disk, files that cannot be read or written, too many queries, network.
-PASSING = frozenset({74, 75, 76, 159, 202, 203, 209, 210, 241, 243, 252})
+#: Errors of the engine that pass: timeout, no more memory, no more disk, files that cannot be read or written, too many queries, network,
+#: a server that stops.
+PASSING = frozenset({74, 75, 76, 159, 202, 203, 209, 210, 241, 236, 243, 252, 394})
 _ESCAPES = str.maketrans(
     {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\0": "\\0", "\b": "\\b", "\f": "\\f", "'": "\\'"}  # as ClickHouse's TSV
 )
