@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from kit.checks import Findings
 from kit.clock import Clock
 from kit.errors import NotFound, Problem
 
@@ -64,6 +65,10 @@ class BlobStore(Protocol):
 
     async def ping(self) -> None:
         """Raise `Unavailable` when the store cannot be used now."""
+        ...
+
+    def examine(self) -> Findings:
+        """Look for what could be wrong with the store, in words (`latebindd doctor`). Raises `Unavailable` when it cannot go on."""
         ...
 
 

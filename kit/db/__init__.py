@@ -19,6 +19,7 @@ from sqlalchemy.engine import CursorResult
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from kit.checks import Findings, fault, ok
 from kit.clock import Clock, rfc3339
 from kit.context import idempotency_claim, request_id
 from kit.db.system import IDEMPOTENCY, OUTBOX, SEEN
@@ -132,6 +133,17 @@ class Dialect:
     def before_migration(self) -> Executable | None:
         """Return the statement that keeps other processes from migrating until the transaction ends."""
         return None
+
+    async def examine(self, database: Database) -> Findings:
+        """Look for what could be wrong with the database, in words (`latebindd doctor`). Raises `DatabaseUnavailable`."""
+        async with database.read() as reader:
+            version = await reader.scalar(text("SELECT sqlite_version()"))
+            broken = await reader.scalar(text("PRAGMA quick_check(1)"))
+        yield ok("server", f"SQLite {version}")
+        if broken != "ok":
+            yield fault("file", f"is damaged: {broken}", "stop the server and restore a backup (docs/operating.md)")
+        else:
+            yield ok("file", "is whole")
 
 
 class Database:

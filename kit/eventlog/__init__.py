@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from kit.checks import Findings
 from kit.errors import Unavailable
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
@@ -101,6 +102,13 @@ class EventLog(Protocol):
 
     async def ping(self) -> None:
         """Raise `Unavailable` when the log cannot be used now."""
+        ...
+
+    def examine(self, topics: Sequence[str]) -> Findings:
+        """Look for what could be wrong with the log and these topics, in words (`latebindd doctor`); makes no topic.
+
+        Raises `Unavailable` when it cannot go on.
+        """
         ...
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from kit.checks import Findings
+
 
 @dataclass(frozen=True, slots=True)
 class Coded:
@@ -70,6 +72,10 @@ class ColumnStore(Protocol):
 
     async def ping(self) -> None:
         """Raise `Unavailable` when the store cannot be used now."""
+        ...
+
+    def examine(self) -> Findings:
+        """Look for what could be wrong with the store, in words (`latebindd doctor`). Raises `Unavailable` when it cannot go on."""
         ...
 
 
