@@ -22,7 +22,9 @@ from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
 from kit.blobs import BlobInfo, BlobNotFound, naming
+from kit.blobs.examination import examine_use
 from kit.blobs.links import sign_link
+from kit.checks import Findings, room
 from kit.clock import Clock, SystemClock
 from kit.errors import Unavailable
 from kit.logs import get_logger
@@ -203,6 +205,12 @@ class FileBlobs:
         """Raise `Unavailable` when files cannot be made."""
         if not await self._run(lambda: os.access(self._temporary, os.W_OK | os.X_OK)):
             raise Unavailable("the folder of the blob store cannot be written")
+
+    async def examine(self) -> Findings:
+        """Use the store, and look for room; see `kit.blobs.BlobStore`."""
+        async for finding in examine_use(self):
+            yield finding
+        yield await self._run(lambda: room(self._root))
 
     def prepare(self) -> None:
         """Make the folders and delete what a killed process left behind."""

@@ -26,6 +26,8 @@ from minio import Minio
 from minio.error import InvalidResponseError, S3Error, ServerError
 
 from kit.blobs import BlobInfo, BlobNotFound, naming
+from kit.blobs.examination import examine_use
+from kit.checks import Findings, fault, ok
 from kit.errors import Unavailable
 from kit.logs import get_logger
 
@@ -38,6 +40,15 @@ _IN_MEMORY_BYTES = 1 << 20
 _PING_S = 1.0
 _MISSING = frozenset({"NoSuchKey", "NoSuchObject", "NotFound", "404"})
 _BUCKET_THERE = frozenset({"BucketAlreadyOwnedByYou", "BucketAlreadyExists"})
+#: Codes of a refusal -> what to do about it.
+_ADVICE = {
+    "InvalidAccessKeyId": "the store does not know the access key of LATEBIND_BLOBS_URL",
+    "SignatureDoesNotMatch": "the secret key of LATEBIND_BLOBS_URL is wrong (special characters are written as %XX)",
+    "AccessDenied": "the key needs the right to list, put, get and delete objects of the bucket",
+    "AuthorizationHeaderMalformed": "set region in LATEBIND_BLOBS_URL to the region of the bucket",
+    "PermanentRedirect": "set region in LATEBIND_BLOBS_URL to the region of the bucket",
+    "RequestTimeTooSkewed": "let a time service (chrony, systemd-timesyncd) set the clocks of all machines",
+}
 
 log = get_logger(__name__)
 T = TypeVar("T")
@@ -193,6 +204,18 @@ class S3Blobs:
     async def ping(self) -> None:
         """Raise `Unavailable` when the store does not answer within a second, or refuses us."""
         await self._run(lambda: self._quick.bucket_exists(bucket_name=self._bucket))
+
+    async def examine(self) -> Findings:
+        """Ask for the bucket, then use the store; see `kit.blobs.BlobStore`."""
+        try:
+            there = await self._run(lambda: self._quick.bucket_exists(bucket_name=self._bucket))
+        except Unavailable as refused:
+            code = getattr(refused.__cause__, "code", "")
+            yield fault("bucket", refused.detail, _ADVICE.get(code, "check host, port, scheme and keys of LATEBIND_BLOBS_URL"))
+            return
+        yield ok("bucket", f"{self._bucket} is there" if there else f"{self._bucket} is missing and is made now")
+        async for finding in examine_use(self):
+            yield finding
 
     def close(self) -> None:
         """End the threads after what they do now."""

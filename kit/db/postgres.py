@@ -18,9 +18,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
+from kit.checks import Findings
 from kit.clock import Clock
 from kit.context import account_scope
-from kit.db import Database, DatabaseUnavailable, Dialect
+from kit.db import Database, DatabaseUnavailable, Dialect, postgres_checks
 
 #: Classes of SQLSTATE that pass by themselves: connection, resources, operator's intervention, locks (PostgreSQL, appendix A).
 _PASSING = ("08", "53", "55", "57", "58")
@@ -42,8 +43,9 @@ class PostgresOptions:
 class PostgresDialect(Dialect):
     """Sets the account of each transaction, and gives writers their turn."""
 
-    def __init__(self, address: URL, schema: str, connect_args: dict[str, Any]) -> None:
+    def __init__(self, address: URL, schema: str, connect_args: dict[str, Any], *, connections: int) -> None:
         self.schema = schema
+        self._connections = connections
         self._address = address
         self._connect_args = connect_args
         # The lock's number must be equal in every process and differ between schemas.
@@ -71,6 +73,15 @@ class PostgresDialect(Dialect):
                 await connection.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{self.schema}"'))
         except (OSError, DBAPIError) as error:
             raise DatabaseUnavailable("the database cannot be reached now, or does not let us make a schema") from error
+        finally:
+            await engine.dispose()
+
+    async def examine(self, database: Database) -> Findings:
+        """Look at server, role, rights and fences; see `kit.db.postgres_checks`."""
+        engine = create_async_engine(self._address, connect_args=self._connect_args, poolclass=NullPool, hide_parameters=True)
+        try:
+            async for finding in postgres_checks.examine(engine, self.schema, connections=self._connections):
+                yield finding
         finally:
             await engine.dispose()
 
@@ -117,7 +128,9 @@ async def open_postgres(url: str, clock: Clock) -> AsyncIterator[Database]:
     writer = _engine(address, connect_args, options, writes=True)
     reader = _engine(address, connect_args, options, writes=False)
     try:
-        yield Database(url, clock, write_engine=writer, read_engine=reader, dialect=PostgresDialect(address, schema, connect_args))
+        # One process may run all four services, each with two pools.
+        dialect = PostgresDialect(address, schema, connect_args, connections=8 * options.pool)
+        yield Database(url, clock, write_engine=writer, read_engine=reader, dialect=dialect)
     finally:
         await reader.dispose()
         await writer.dispose()

@@ -18,8 +18,10 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError, TopicAlreadyExistsError, for_code
 
+from kit.checks import Findings, fault, ok
 from kit.errors import TooLarge, Unavailable
 from kit.eventlog import Consumer, LogFull, Message
+from kit.eventlog.kafka_checks import examine_topics
 from kit.eventlog.kafka_consumer import KafkaConsumer
 from kit.logs import get_logger
 
@@ -141,6 +143,25 @@ class KafkaLog:
         with _unavailable():
             async with asyncio.timeout(_PING_S):
                 await (await self._connected_admin()).list_topics()
+
+    async def examine(self, topics: Sequence[str]) -> Findings:
+        """Look at brokers and topics; see `kit.eventlog.EventLog`."""
+        names = [self.name_of(topic) for topic in topics]
+        try:
+            with _unavailable():
+                async with asyncio.timeout(_ADMIN_S):
+                    admin = await self._connected_admin()
+                    brokers = len((await admin.describe_cluster())["brokers"])
+                    existing = set(await admin.list_topics())
+                    described = await admin.describe_topics([name for name in names if name in existing]) if existing else []
+        except Unavailable as refused:
+            yield fault("brokers", refused.detail, "check host and port of LATEBIND_EVENTLOG_URL, and advertised.listeners of the brokers")
+            return
+        yield ok("brokers", f"{brokers} answer")
+        for finding in examine_topics(
+            names, described, brokers=brokers, partitions=self.options.partitions, replication=self.options.replication
+        ):
+            yield finding
 
     async def make_topics(self, topics: Sequence[str]) -> None:
         """Make the topics that do not exist, with the partitions and replicas of the URL."""

@@ -21,6 +21,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
 
+from kit.checks import Findings, note, ok, room
 from kit.errors import TooLarge, Unavailable
 from kit.eventlog import Consumer, LogFull, Message
 from kit.eventlog.local_file import AddTopic, Append, Commit, Forget, Lane, LogFile, Operation, Outcome, Ping, Trim
@@ -36,6 +37,8 @@ MAX_WAITING_BYTES = 64 << 20
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,199}")
 _PING_S = 2.0
 _NEVER = 1 << 62
+#: A log fuller than this share has a reader that does not keep up.
+_CROWDED = 0.7
 
 log = get_logger(__name__)
 _encode = msgspec.msgpack.Encoder().encode
@@ -75,6 +78,7 @@ class LocalLog:
     """See `kit.eventlog.EventLog`. Made by `open_local_log`; belongs to the event loop it was opened in."""
 
     def __init__(self, path: Path, options: Options) -> None:
+        self._path = path
         self.reader = LogReader(path)
         self.lanes: dict[int, Lane] = {}
         self._options = options
@@ -168,6 +172,18 @@ class LocalLog:
                 await self._submit(Ping(self._loop.create_future()))
         except TimeoutError:
             raise Unavailable("the event log does not answer") from None
+
+    async def examine(self, topics: Sequence[str]) -> Findings:
+        """Say how full the log is; see `kit.eventlog.EventLog`."""
+        await self.ping()
+        there = sum(topic in self._topics for topic in topics)
+        yield ok("topics", f"{there} of {len(topics)} are there; the others are made at their first use")
+        share = self._used_bytes / self._options.max_bytes
+        if share > _CROWDED:
+            yield note("size", f"{share:.0%} of max_bytes are in use", "a reader is far behind; raise max_bytes in LATEBIND_EVENTLOG_URL")
+        else:
+            yield ok("size", f"{share:.0%} of max_bytes are in use")
+        yield room(self._path.parent)
 
     @property
     def used_bytes(self) -> int:

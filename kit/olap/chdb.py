@@ -24,6 +24,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
 
+from kit.checks import Findings, ok
 from kit.errors import Unavailable
 from kit.lockfile import held
 from kit.logs import get_logger
@@ -140,6 +141,15 @@ class ChdbStore:
             raise Unavailable("the folder of the column store cannot be written")
         if self._reader.started:
             await self.query("SELECT 1")
+
+    async def examine(self) -> Findings:
+        """Start the engine if it has data; see `kit.olap.ColumnStore`."""
+        await self.ping()
+        if not self._folder.exists():
+            yield ok("engine", "has no data yet; its folder is made at the first use")
+            return
+        rows = await self.query("SELECT version() AS version")
+        yield ok("engine", f"chDB {rows[0]['version']}")
 
     def close(self) -> None:
         """Close both handles, the reader's first: an open one can crash the interpreter when it exits."""

@@ -23,6 +23,7 @@ from zoneinfo import ZoneInfo
 
 from clickhouse_driver import Client, errors
 
+from kit.checks import Findings, clocks, fault, ok
 from kit.errors import Unavailable
 from kit.logs import get_logger
 from kit.olap import Coded, Columns, StatementFailed, row_count
@@ -40,6 +41,10 @@ _SHAPES = (
 _QUOTE = "'"
 _QUERY_SECONDS = 60
 _PING_S = 1.0
+_EXAMINE_S = 5.0
+_OLDEST = (18, 16)
+#: Codes of wrong credentials, old servers' and new ones'.
+_REFUSED = frozenset({192, 193, 194, 516})
 #: One block per insert, up to this many rows.
 _BLOCK_ROWS = 1 << 22
 
@@ -114,6 +119,37 @@ class ClickHouseStore:
                 client.disconnect()
 
         await asyncio.get_running_loop().run_in_executor(self._pinging, check)
+
+    async def examine(self) -> Findings:
+        """Look at server, account and clock; see `kit.olap.ColumnStore`. The database is not made for it."""
+
+        def look() -> tuple[str, int, bool]:
+            client = self._connect("", connect_timeout=_PING_S, send_receive_timeout=_EXAMINE_S)
+            try:
+                statement = "SELECT version(), toUnixTimestamp(now()), (SELECT count() FROM system.databases WHERE name = {name:String})"
+                ((version, now, there),) = client.execute(with_parameters(statement, {"name": self._database}))
+                return version, int(now), bool(there)
+            except Exception as error:
+                raise _translated(error) from error
+            finally:
+                client.disconnect()
+
+        try:
+            version, now, there = await asyncio.get_running_loop().run_in_executor(self._pinging, look)
+        except (Unavailable, StatementFailed) as refused:
+            code = getattr(refused.__cause__, "code", 0)
+            if code in _REFUSED:
+                yield fault("server", "refuses user or password", "correct them in LATEBIND_OLAP_URL")
+            else:
+                yield fault("server", "does not answer", "check host and native port (9000, with TLS 9440) of LATEBIND_OLAP_URL")
+            return
+        numbers = tuple(int(part) for part in version.split(".")[:2])
+        if numbers < _OLDEST:
+            yield fault("server", f"ClickHouse {version} is too old", "use ClickHouse 18.16 or newer")
+        else:
+            yield ok("server", f"ClickHouse {version}")
+        yield ok("database", f"{self._database} is there" if there else f"{self._database} is made at the first use")
+        yield clocks(datetime.fromtimestamp(now, UTC), datetime.now(UTC))
 
     def close(self) -> None:
         """Finish what is queued and close the connections."""
