@@ -7,10 +7,17 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from kit.checks import Finding, State
+from kit.clock import SystemClock
 from kit.logs import configure_logging
+from services.doctor import GATEWAY, examine, settings_faults
 from services.launch import SERVICES, AddressInUse, AlreadyRunning, LaunchSettings, Started, default_loop_factory, migrate_all, run
 
 _DESCRIPTION = "The Latebind server. Without arguments: everything in one process, on embedded stores below ./data."
@@ -21,6 +28,7 @@ _EPILOG = """examples:
   latebindd telemetry --only workers      the workers of one service
   latebindd gateway                       the gateway; upstreams from LATEBIND_GATEWAY_*_URL
   latebindd migrate [service ...]         bring databases to the newest revision
+  latebindd doctor [--json] [part ...]    hold this configuration against its servers; says what is wrong
 
 Settings come from LATEBIND_... in the environment or a .env file; docs/settings.md lists them. Arguments win."""
 
@@ -30,10 +38,11 @@ def _parser() -> argparse.ArgumentParser:
         "latebindd", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "part", nargs="?", default="all", choices=["all", "gateway", "migrate", *SERVICES], help="what to run (default: all)"
+        "part", nargs="?", default="all", choices=["all", "gateway", "migrate", "doctor", *SERVICES], help="what to run (default: all)"
     )
-    parser.add_argument("service", nargs="*", help="with migrate: which services (default: all)")
+    parser.add_argument("service", nargs="*", help="with migrate and doctor: which services (default: all)")
     parser.add_argument("--only", choices=["api", "workers"], help="run only the API or only the workers")
+    parser.add_argument("--json", action="store_true", help="with doctor: findings as JSON")
     parser.add_argument("--host", help="address to listen on (LATEBIND_HOST, default 127.0.0.1)")
     parser.add_argument("--port", type=int, help="public port, 0 picks a free one (LATEBIND_PORT, default 8080)")
     parser.add_argument(
@@ -46,18 +55,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run `latebindd`. Exit codes: 0 stopped as asked, 1 cannot start (the reason is on stderr), 2 wrong arguments."""
+    """Run `latebindd`. Exit codes: 0 stopped as asked, 1 cannot start or faults found (the reason is said), 2 wrong arguments."""
     parser = _parser()
     given = parser.parse_args(arguments)
     overrides = {name: getattr(given, name) for name in ("host", "port", "internal_port", "data_dir", "log_level")}
-    settings = LaunchSettings(**{name: value for name, value in overrides.items() if value is not None})
+    try:
+        settings = LaunchSettings(**{name: value for name, value in overrides.items() if value is not None})
+    except ValidationError as error:
+        return _report(settings_faults(error), as_json=given.json)
     configure_logging(level=settings.log_level)
-    wrong = set(given.service) - set(SERVICES)
-    if wrong or (given.service and given.part != "migrate"):
-        parser.error(f"unexpected: {' '.join(given.service)} (services are named after `migrate`: {', '.join(SERVICES)})")
+    named = {"migrate": SERVICES, "doctor": (GATEWAY, *SERVICES)}.get(given.part, ())
+    if set(given.service) - set(named):
+        parser.error(f"unexpected: {' '.join(given.service)} (services are named after `migrate` and `doctor`: {', '.join(SERVICES)})")
     if given.part == "migrate":
         asyncio.run(migrate_all(settings, given.service or SERVICES))
         return 0
+    if given.part == "doctor":
+        return asyncio.run(_examine(settings, given.service or (GATEWAY, *SERVICES), as_json=given.json))
     services = {"all": SERVICES, "gateway": ()}.get(given.part, (given.part,))
     work = run(
         settings,
@@ -73,6 +87,30 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"latebindd cannot start: {error}\n")
         return 1
     return 0
+
+
+async def _examine(settings: LaunchSettings, parts: Sequence[str], *, as_json: bool) -> int:
+    addresses = [(settings.host, settings.port), (settings.internal_host, settings.internal_port)]
+    findings: list[Finding] = []
+    async for finding in examine(settings, parts, addresses, SystemClock()):
+        findings.append(finding)
+        if not as_json:  # as they come: a server that does not answer takes its time
+            _report([finding], as_json=False)
+    if as_json:
+        return _report(findings, as_json=True)
+    return int(any(one.state is State.FAULT for one in findings))
+
+
+def _report(findings: Sequence[Finding], *, as_json: bool) -> int:
+    """Print findings, one line each; return the exit code that they mean."""
+    if as_json:
+        sys.stdout.write(json.dumps([asdict(finding) for finding in findings], indent=1) + "\n")
+    else:
+        for one in findings:
+            advice = f"\n       -> {one.advice}" if one.advice else ""
+            sys.stdout.write(f"{one.state:5}  {one.check}: {one.detail}{advice}\n")
+        sys.stdout.flush()
+    return int(any(one.state is State.FAULT for one in findings))
 
 
 def _announce(started: Started, ready_file: Path | None) -> None:

@@ -44,7 +44,7 @@ _BUCKET_THERE = frozenset({"BucketAlreadyOwnedByYou", "BucketAlreadyExists"})
 _ADVICE = {
     "InvalidAccessKeyId": "the store does not know the access key of LATEBIND_BLOBS_URL",
     "SignatureDoesNotMatch": "the secret key of LATEBIND_BLOBS_URL is wrong (special characters are written as %XX)",
-    "AccessDenied": "the key needs the right to list, put, get and delete objects of the bucket",
+    "AccessDenied": "the secret key is wrong, or the key lacks the right to list, put, get and delete objects of the bucket",
     "AuthorizationHeaderMalformed": "set region in LATEBIND_BLOBS_URL to the region of the bucket",
     "PermanentRedirect": "set region in LATEBIND_BLOBS_URL to the region of the bucket",
     "RequestTimeTooSkewed": "let a time service (chrony, systemd-timesyncd) set the clocks of all machines",

@@ -34,6 +34,14 @@ async def migrate(database: Database, package: str) -> None:
             await connection.commit()
 
 
+async def revisions(database: Database, package: str) -> tuple[str | None, str]:
+    """Return the revision that the database has (None: no tables yet) and the newest one. Changes nothing."""
+    with as_file(files(package) / "migrations") as folder:
+        newest = newest_revision(folder)
+    async with database.read_engine.connect() as connection:
+        return await connection.run_sync(_current), newest
+
+
 def newest_revision(folder: Path) -> str:
     """Return the highest number among the revisions' files."""
     return max(path.name.partition("_")[0] for path in (folder / "versions").glob("[0-9]*.py"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -74,8 +75,11 @@ class ColumnStore(Protocol):
         """Raise `Unavailable` when the store cannot be used now."""
         ...
 
-    def examine(self) -> Findings:
-        """Look for what could be wrong with the store, in words (`latebindd doctor`). Raises `Unavailable` when it cannot go on."""
+    def examine(self, schema: Path) -> Findings:
+        """Look for what could be wrong with the store, and whether the files in `schema` are applied, in words (`latebindd doctor`).
+
+        Raises `Unavailable` when it cannot go on.
+        """
         ...
 
 

@@ -29,6 +29,7 @@ from kit.errors import Unavailable
 from kit.lockfile import held
 from kit.logs import get_logger
 from kit.olap import Coded, Columns, StatementFailed, row_count
+from kit.olap.migrate import examine_schema
 from kit.olap.values import NAME, PASSING, TOKEN, WRAPPED, rendered
 from kit.pages import release_clean_pages
 
@@ -142,7 +143,7 @@ class ChdbStore:
         if self._reader.started:
             await self.query("SELECT 1")
 
-    async def examine(self) -> Findings:
+    async def examine(self, schema: Path) -> Findings:
         """Start the engine if it has data; see `kit.olap.ColumnStore`."""
         await self.ping()
         if not self._folder.exists():
@@ -150,6 +151,7 @@ class ChdbStore:
             return
         rows = await self.query("SELECT version() AS version")
         yield ok("engine", f"chDB {rows[0]['version']}")
+        yield await examine_schema(self, schema)
 
     def close(self) -> None:
         """Close both handles, the reader's first: an open one can crash the interpreter when it exits."""

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from queue import Empty, LifoQueue
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -27,6 +28,7 @@ from kit.checks import Findings, clocks, fault, ok
 from kit.errors import Unavailable
 from kit.logs import get_logger
 from kit.olap import Coded, Columns, StatementFailed, row_count
+from kit.olap.migrate import examine_schema
 from kit.olap.values import NAME, PASSING, TOKEN, WRAPPED, quoted, rendered
 
 _PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*):([A-Za-z0-9(), ']+)\}")
@@ -120,7 +122,7 @@ class ClickHouseStore:
 
         await asyncio.get_running_loop().run_in_executor(self._pinging, check)
 
-    async def examine(self) -> Findings:
+    async def examine(self, schema: Path) -> Findings:
         """Look at server, account and clock; see `kit.olap.ColumnStore`. The database is not made for it."""
 
         def look() -> tuple[str, int, bool]:
@@ -148,7 +150,10 @@ class ClickHouseStore:
             yield fault("server", f"ClickHouse {version} is too old", "use ClickHouse 18.16 or newer")
         else:
             yield ok("server", f"ClickHouse {version}")
-        yield ok("database", f"{self._database} is there" if there else f"{self._database} is made at the first use")
+        if there:
+            yield await examine_schema(self, schema)
+        else:
+            yield ok("schema", f"the database {self._database} and its tables are made at the first use")
         yield clocks(datetime.fromtimestamp(now, UTC), datetime.now(UTC))
 
     def close(self) -> None:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kit.checks import Finding, fault, note, ok
 from kit.logs import get_logger
-from kit.olap import ColumnStore
+from kit.olap import ColumnStore, StatementFailed
 
 _FILE = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
 _TABLE = "schema_migrations"
+_UNKNOWN_TABLE = 60
 # Quoted text, comments, or the end of a statement: a semicolon inside the first two ends nothing.
 _TOKENS = re.compile(r"'(?:[^'\\]|\\.)*'|`[^`]*`|--[^\n]*|/\*.*?\*/|;", re.DOTALL)
 
@@ -67,6 +69,35 @@ def split_statements(text: str) -> list[str]:
     return [statement for statement in statements if statement]
 
 
+async def examine_schema(store: ColumnStore, folder: Path) -> Finding:
+    """Say which files have not been applied. Changes nothing. Raises `Unavailable`."""
+    try:
+        applied = await _applied(store)
+        waiting = [f"{one.number:04d}_{one.name}" for one in read_migrations(folder) if not _is_applied(one, applied)]
+    except StatementFailed as failed:
+        if failed.code == _UNKNOWN_TABLE:
+            return ok("schema", "has no tables yet; they are made at the first use")
+        return fault("schema", f"cannot be read: {failed}", "let the account read and write all tables of its database")
+    except MigrationChanged as changed:
+        return fault("schema", str(changed), "install the release that made the tables, or a newer one")
+    if waiting:
+        return note("schema", f"{', '.join(waiting)} not applied yet", "the first use does it")
+    return ok("schema", "is at its newest")
+
+
+async def _applied(store: ColumnStore) -> dict[int, str]:
+    rows = await store.query(f"SELECT number, sha256 FROM {_TABLE} FINAL ORDER BY number")  # noqa: S608 - a constant
+    return {int(row["number"]): str(row["sha256"]) for row in rows}
+
+
+def _is_applied(migration: Migration, applied: Mapping[int, str]) -> bool:
+    if migration.number not in applied:
+        return False
+    if applied[migration.number] != migration.sha256:
+        raise MigrationChanged(f"{migration.number:04d}_{migration.name}.sql was changed after it had been applied")
+    return True
+
+
 async def migrate(store: ColumnStore, folder: Path) -> list[str]:
     """Apply what has not been applied yet and return the names of those files.
 
@@ -77,13 +108,10 @@ async def migrate(store: ColumnStore, folder: Path) -> list[str]:
         f"CREATE TABLE IF NOT EXISTS {_TABLE} (number UInt32, name String, sha256 String, applied_at DateTime DEFAULT now())"
         " ENGINE = ReplacingMergeTree ORDER BY number"
     )
-    rows = await store.query(f"SELECT number, sha256 FROM {_TABLE} FINAL ORDER BY number")  # noqa: S608 - a constant
-    applied = {int(row["number"]): str(row["sha256"]) for row in rows}
+    applied = await _applied(store)
     done = []
     for migration in migrations:
-        if migration.number in applied:
-            if applied[migration.number] != migration.sha256:
-                raise MigrationChanged(f"{migration.number:04d}_{migration.name}.sql was changed after it had been applied")
+        if _is_applied(migration, applied):
             continue
         for statement in migration.statements:
             await store.execute(statement)

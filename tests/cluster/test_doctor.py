@@ -1,0 +1,100 @@
+"""`latebindd doctor` against real servers, well and really broken ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import pytest
+
+from kit.checks import Finding, State
+from kit.clock import SystemClock
+from services.doctor import examine
+from services.launch import SERVICES, LaunchSettings, migrate_all
+from tests import real_servers
+
+pytestmark = pytest.mark.cluster
+
+
+async def findings(settings: LaunchSettings) -> list[Finding]:
+    return [finding async for finding in examine(settings, SERVICES, [], SystemClock())]
+
+
+def faults(found: list[Finding]) -> dict[str, str]:
+    return {finding.check: f"{finding.detail} -> {finding.advice}" for finding in found if finding.state is State.FAULT}
+
+
+@pytest.fixture(params=["seaweedfs", "minio"])
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> LaunchSettings:
+    return LaunchSettings(
+        data_dir=tmp_path / "data",
+        database_url=real_servers.postgres(),
+        blobs_url=real_servers.s3(request.param),
+        eventlog_url=real_servers.kafka(),
+        olap_url=real_servers.clickhouse(),
+    )
+
+
+async def test_servers_that_are_well_have_no_fault_before_and_after_the_first_start(settings: LaunchSettings) -> None:
+    before = await findings(settings)
+    assert not faults(before)
+    assert [one.state for one in before if one.check.endswith("revision")] == [State.NOTE] * len(SERVICES)
+    await migrate_all(settings, SERVICES)
+    after = {one.check: one for one in await findings(settings)}
+    assert not faults(list(after.values()))
+    assert after["database deployer: fences"].state is State.OK
+    assert after["blob store: privacy"].state is State.OK
+    assert {one.state for name, one in after.items() if name.endswith(("revision", "clock"))} == {State.OK}
+
+
+def with_login(url: str, user: str, password: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=f"{user}:{password}@{parts.hostname}:{parts.port}"))
+
+
+async def test_everything_wrong_is_said_without_a_secret(tmp_path: Path) -> None:
+    admin = real_servers.address("POSTGRES_ADMIN_URL")
+    found = await findings(
+        LaunchSettings(
+            data_dir=tmp_path / "data",
+            database_url=admin,
+            blobs_url=with_login(real_servers.s3("seaweedfs"), "latebind", "a-wrong-secret"),
+            eventlog_url="kafka://127.0.0.1:9",
+            olap_url=with_login(real_servers.clickhouse(), "nobody", "a-wrong-password"),
+        )
+    )
+    said = faults(found)
+    assert "row-level security does not bind it" in said["database registry: role"]
+    assert "secret key is wrong" in said["blob store: bucket"]
+    assert "LATEBIND_EVENTLOG_URL" in said["event log: brokers"]
+    assert "user or password" in said["column store: server"]
+    assert "a-wrong" not in str(found)
+
+
+async def test_servers_that_are_not_there_are_said_per_port(tmp_path: Path) -> None:
+    said = faults(
+        await findings(
+            LaunchSettings(
+                data_dir=tmp_path / "data",
+                database_url="postgresql://one:two@127.0.0.1:9/latebind",
+                blobs_url="s3+http://one:two@127.0.0.1:9/latebind",
+                eventlog_url="kafka://127.0.0.1:9",
+                olap_url="clickhouse://one:two@127.0.0.1:9/latebind",
+            )
+        )
+    )
+    assert sorted(said) == [
+        "blob store: bucket",
+        "column store: server",
+        *(f"database {service}: server" for service in sorted(SERVICES)),
+        "event log: brokers",
+    ]
+
+
+async def test_a_database_that_does_not_exist_and_links_that_lead_nowhere_are_faults(settings: LaunchSettings) -> None:
+    database = urlsplit(settings.database_url)._replace(path="/no_such_database").geturl()
+    blobs = real_servers.with_query(settings.blobs_url, public_url="http://127.0.0.1:9")
+    said = faults(await findings(settings.model_copy(update={"database_url": database, "blobs_url": blobs})))
+    assert sorted(said) == ["blob store: links", *(f"database {service}: server" for service in sorted(SERVICES))]
+    assert "CREATE DATABASE" in said["database packager: server"]
+    assert "public_url" in said["blob store: links"]
