@@ -21,18 +21,19 @@ from gateway.openapi import fetch_document, merge, page
 from gateway.routes import Route, route_of
 from gateway.settings import GatewaySettings
 from kit import http
-from kit.context import request_id
+from kit.context import request_id, traceparent
 from kit.errors import Forbidden, Internal, Invalid, MethodNotAllowed, NotFound, Problem, Unauthorized
 from kit.identity import COUNTRY_HEADER, PRINCIPAL_HEADER, REQUEST_ID_HEADER, Kind, PrincipalSeal
 from kit.ids import new_id
 from kit.metrics import Metrics
+from kit.tracing import TRACEPARENT_HEADER
 
 log = get_logger(__name__)
 
 #: name of a dependency -> None when it is fine, else what is wrong with it.
 Readiness = Callable[[], Awaitable[Mapping[str, str | None]]]
 
-_OURS = frozenset({PRINCIPAL_HEADER, COUNTRY_HEADER, REQUEST_ID_HEADER})
+_OURS = frozenset({PRINCIPAL_HEADER, COUNTRY_HEADER, REQUEST_ID_HEADER, TRACEPARENT_HEADER})
 _CONFUSING = re.compile(rb"//|/\.{1,2}(?:/|$)|\\|%2f|%5c|%2e|%00", re.IGNORECASE)
 _GIVEN_ID = re.compile(rb"^[A-Za-z0-9_.:-]{8,80}$")
 _MAX_HEADER_BYTES = 16 << 10
@@ -150,6 +151,8 @@ class Gateway:
             raise Forbidden("this kind of credential may not call this path")
         headers = [(name, value) for name, value in scope["headers"] if name not in _OURS and name != b"authorization"]
         headers.append((REQUEST_ID_HEADER, own_id))
+        if trace := traceparent.get():
+            headers.append((TRACEPARENT_HEADER, trace.encode()))
         if known.sealed:
             headers.append((PRINCIPAL_HEADER, known.sealed))
         if self._proxies:

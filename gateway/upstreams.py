@@ -12,6 +12,7 @@ from kit import http
 from kit.context import request_id
 from kit.errors import Unavailable
 from kit.identity import PRINCIPAL_HEADER, REQUEST_ID_HEADER, Kind, Principal, PrincipalSeal
+from kit.tracing import record_headers
 
 _HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
@@ -82,6 +83,7 @@ async def ask(upstream: http.ASGIApp, seal: PrincipalSeal, method: str, path: st
         (b"content-length", b"%d" % len(content)),
         (PRINCIPAL_HEADER, seal.seal(_GATEWAY)),
         (REQUEST_ID_HEADER, request_id.get().encode()),
+        *((name.encode(), value.encode()) for name, value in record_headers().items()),
     ]
     scope = {
         "type": "http",

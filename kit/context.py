@@ -10,6 +10,9 @@ from dataclasses import dataclass
 #: The request id; empty outside a request.
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
+#: The open span as a W3C `traceparent`; empty while traces are off (`kit.tracing`).
+traceparent: ContextVar[str] = ContextVar("traceparent", default="")
+
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyClaim:

@@ -17,7 +17,7 @@ import structlog
 from structlog.contextvars import bound_contextvars
 from structlog.typing import FilteringBoundLogger, Processor
 
-from kit.context import request_id
+from kit.context import request_id, traceparent
 
 REDACTED = "[redacted]"
 
@@ -65,6 +65,8 @@ def _redact_event(_logger: object, _method: str, event: MutableMapping[str, Any]
 def _add_request_id(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     if current := request_id.get():
         event.setdefault("request_id", current)
+    if span := traceparent.get():
+        event.setdefault("trace_id", span[3:35])
     return event
 
 

@@ -19,6 +19,7 @@ from kit.context import request_id
 from kit.eventlog import Batch, Consumer, EventLog, PartitionLost
 from kit.logs import get_logger, log_context
 from kit.metrics import Metrics, NullMetrics
+from kit.tracing import Attributes, handling
 
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 30.0
@@ -290,8 +291,10 @@ class _Consume(Worker):
         start = self._clock.monotonic()
         origins = {record.headers.get("request-id", "") for record in batch.records}
         token = request_id.set(origins.pop() if len(origins) == 1 else "")
+        attributes: Attributes = {"messaging.consumer.group.name": self._group, "messaging.batch.message_count": len(batch.records)}
         try:
-            await self._handle(batch)
+            with handling("log", f"handle {self._group}", (record.headers for record in batch.records), attributes=attributes):
+                await self._handle(batch)
         finally:
             request_id.reset(token)
         await consumer.commit(batch.next_offsets())

@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
 async def _examine(settings: LaunchSettings, parts: Sequence[str], *, as_json: bool) -> int:
     addresses = [(settings.host, settings.port), (settings.internal_host, settings.internal_port)]
     findings: list[Finding] = []
-    async for finding in examine(settings, parts, addresses, SystemClock()):
+    async for finding in examine(settings, parts, addresses, SystemClock(), traces_url=settings.traces_url):
         findings.append(finding)
         if not as_json:  # as they come: a server that does not answer takes its time
             _report([finding], as_json=False)

@@ -41,6 +41,7 @@ from kit.olap import open_olap
 from kit.ports import PortSettings, Secrets
 from kit.settings import Settings
 from kit.signing import MasterKeyError, load_master_key
+from kit.tracing import traces_endpoint
 from services.deployer import events as deployer_events
 from services.deployer.settings import DeployerSettings
 from services.packager.settings import PackagerSettings
@@ -77,7 +78,9 @@ Port = TypeVar("Port")
 _Examination = tuple[str, Callable[[], Awaitable[list[Finding]]]]
 
 
-async def examine(settings: PortSettings, parts: Sequence[str], addresses: Sequence[tuple[str, int]], clock: Clock) -> Findings:
+async def examine(
+    settings: PortSettings, parts: Sequence[str], addresses: Sequence[tuple[str, int]], clock: Clock, *, traces_url: str = ""
+) -> Findings:
     """Look at everything that these parts (services, `gateway`) need. `addresses` is where this process would listen."""
     for finding in examine_settings(type(settings)):
         yield finding
@@ -94,6 +97,8 @@ async def examine(settings: PortSettings, parts: Sequence[str], addresses: Seque
     if GATEWAY in parts:
         async for finding in examine_upstreams(settings.secrets):
             yield finding
+    if traces_url:
+        yield await examine_traces(traces_url)
     for host, port in addresses:
         yield await examine_address(host, port)
 
@@ -273,6 +278,22 @@ def _refusal(service: str, status: int) -> Finding:
     if status == Unauthorized.status:
         return fault("", "does not believe this gateway: its secret `gateway` differs", "give all processes the same secrets folder")
     return fault("", f"answers {status} where a service tells its API", f"check LATEBIND_GATEWAY_{service.upper()}_URL")
+
+
+async def examine_traces(url: str) -> Finding:
+    """Send a receiver of traces an empty message, which is a valid one."""
+    try:
+        async with httpx2.AsyncClient(timeout=_HTTP_S) as client:
+            answer = await client.post(traces_endpoint(url), content=b"", headers={"content-type": "application/x-protobuf"})
+    except ValueError as wrong:
+        return fault("traces", str(wrong), "correct LATEBIND_TRACES_URL")
+    except httpx2.HTTPError as error:
+        return fault("traces", f"no answer ({type(error).__name__})", "check LATEBIND_TRACES_URL; spans are lost meanwhile")
+    if answer.is_success:
+        return ok("traces", "the receiver takes them")
+    return fault(
+        "traces", f"the receiver answers {answer.status_code}", "LATEBIND_TRACES_URL is an OTLP/HTTP receiver, http://collector:4318"
+    )
 
 
 async def examine_address(host: str, port: int) -> Finding:

@@ -15,14 +15,16 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import uvicorn
+from pydantic import Field
 from structlog import get_logger
 
 from gateway.app import Gateway, create_app
+from gateway.routes import route_of
 from gateway.settings import GatewaySettings
 from gateway.upstreams import HttpUpstream
 from kit import http
@@ -36,6 +38,7 @@ from kit.errors import Problem
 from kit.identity import PrincipalSeal
 from kit.metrics import CONTENT_TYPE, KIT_METRICS, Metrics, PrometheusMetrics
 from kit.ports import Part, Ports, PortSettings, open_ports
+from kit.tracing import traced_app, tracing
 from kit.workers import Periodic, Worker, Workers, running
 from services.deployer.app import create_part as create_deployer
 from services.deployer.settings import DeployerSettings
@@ -72,6 +75,8 @@ class LaunchSettings(PortSettings):
     internal_host: str = "127.0.0.1"
     internal_port: int = 8081
     drain_s: float = 0.0
+    traces_url: str = ""
+    traces_share: float = Field(default=1.0, ge=0, le=1)
     log_level: str = "info"
 
 
@@ -130,13 +135,14 @@ async def launched(
     clock = clock or SystemClock()
     metrics = PrometheusMetrics(*KIT_METRICS)
     async with AsyncExitStack() as stack:
+        stack.enter_context(tracing(settings.traces_url, instance=settings.holder, share=settings.traces_share))
         if services and not settings.database_url:
             stack.enter_context(_one_process(settings.data_dir))
         sockets = [_bind(settings.host, settings.port), _bind(settings.internal_host, settings.internal_port)]
         ports = await stack.enter_async_context(open_ports(settings, services, clock=clock, metrics=metrics))
         for service, one in ports.items():  # one after the other: Alembic keeps its context in globals
             await migrate(one.database, f"services.{service}")
-        parts = {service: _create_part(service, one) for service, one in ports.items()}
+        parts = {service: _traced(service, _create_part(service, one)) for service, one in ports.items()}
         operator_key = None
         if "registry" in ports:
             operator_key = await ensure_operator_key(ports["registry"], settings.data_dir / "operator.key")
@@ -144,7 +150,8 @@ async def launched(
         readiness = _readiness(ports, workers)
         app = await _public_app(stack, parts, ports, metrics, readiness, with_gateway=with_gateway, settings=settings)
         internal = _internal_app(app, metrics)
-        for served, bound in ((app, sockets[0]), (internal, sockets[1])):
+        front = traced_app("gateway", app, template=_template, from_outside=True) if with_gateway else app
+        for served, bound in ((front, sockets[0]), (internal, sockets[1])):
             await stack.enter_async_context(_serving(served, bound))
         app.started = True
         try:
@@ -152,6 +159,16 @@ async def launched(
         finally:
             app.draining = True
             await asyncio.sleep(settings.drain_s)
+
+
+def _traced(service: str, part: Part) -> Part:
+    return replace(part, app=traced_app(service, part.app, template=_template))
+
+
+def _template(path: str) -> str:
+    """Name a path in traces by its route, without the ids in it."""
+    route = route_of(path)
+    return route.prefix if route else "/internal" if path.startswith("/internal/") else "other"
 
 
 async def migrate_all(settings: LaunchSettings, services: Sequence[str]) -> None:

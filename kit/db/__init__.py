@@ -25,6 +25,7 @@ from kit.context import idempotency_claim, request_id
 from kit.db.system import IDEMPOTENCY, OUTBOX, SEEN
 from kit.errors import Conflict, Unavailable
 from kit.ids import new_id
+from kit.tracing import record_headers
 
 
 class DatabaseUnavailable(Unavailable):
@@ -82,6 +83,7 @@ class Transaction(Reader):
             "account": account,
             "request-id": request_id.get(),
             "occurred-at": rfc3339(now),
+            **record_headers(),
             **(headers or {}),
         }
         await self._connection.execute(

@@ -110,13 +110,14 @@ class DeviceApp:
 
     async def __call__(self, scope: http.Scope, receive: http.Receive, send: http.Send) -> None:
         """Answer one request. The steady path stands here in one piece: each call of its own costs a tenth of it."""
+        headers: dict[bytes, bytes] = dict(scope["headers"])
         try:
-            headers: dict[bytes, bytes] = dict(scope["headers"])
             caller = self._seal.open(headers.get(PRINCIPAL_HEADER))
             if caller.kind is not Kind.DEVICE:
                 authorize(caller, Access.DEVICE)
             path: str = scope["path"]
             if not path.endswith(_RESOLVE_END) or not path.startswith(_RESOLVE_START) or scope["method"] != "POST":
+                _set_request_id(headers)
                 status, body, sent = await self._other(scope, receive, caller)
             else:
                 message = await receive()
@@ -129,14 +130,16 @@ class DeviceApp:
                     status, body, sent = 304, b"", found
                 else:
                     assert isinstance(found, Question)
+                    _set_request_id(headers)  # its decision goes into the log with it
                     status, (body, sent) = 200, await self._resolver.answer(found, headers.get(b"latebind-nonce"))
         except http.ClientGone:
             return
         except Problem as problem:
-            request_id.set((http.header(scope, REQUEST_ID_HEADER) or b"").decode("ascii", "replace"))
+            _set_request_id(headers)
             await http.send_problem(send, problem)
             return
         except Exception:
+            _set_request_id(headers)
             log.exception("device request failed", path=scope["path"])
             await http.send_problem(send, Internal("a fault of ours; the server's log has it under this request id"))
             return
@@ -165,6 +168,10 @@ class DeviceApp:
             message = events.device_reported(caller.tenant, caller.id, report, self._clock.now())
             await self._eventlog.append(events.DEVICE_REPORTED, [message])
         return 202, b'{"accepted":%d}' % count, [(b"content-type", b"application/json")]
+
+
+def _set_request_id(headers: dict[bytes, bytes]) -> None:
+    request_id.set(headers.get(REQUEST_ID_HEADER, b"").decode("ascii", "replace"))
 
 
 def _again(first: http.Message, receive: http.Receive) -> http.Receive:

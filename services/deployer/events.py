@@ -7,8 +7,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from kit.clock import rfc3339
+from kit.context import request_id
 from kit.eventlog import Message, Record
 from kit.ids import new_id
+from kit.tracing import record_headers
 from latebind_proto import events_pb2
 from services.deployer.domain import Decision, DeviceEvent, Report
 
@@ -117,5 +119,11 @@ def _event(item: dict[str, Any], received: datetime) -> DeviceEvent:
 
 
 def _message(account: str, install_id: str, value: bytes, *, event_id: str, occurred_at: datetime) -> Message:
-    headers = {"event-id": event_id, "account": account, "request-id": "", "occurred-at": rfc3339(occurred_at)}
+    headers = {
+        "event-id": event_id,
+        "account": account,
+        "request-id": request_id.get(),
+        "occurred-at": rfc3339(occurred_at),
+        **record_headers(),
+    }
     return Message(key=f"{account}/{install_id}", value=value, headers=headers)

@@ -9,6 +9,7 @@ from typing import Any
 
 from kit.olap import Columns, ColumnStore
 from kit.olap.migrate import migrate
+from kit.tracing import span
 
 SCHEMA = Path(__file__).parent / "schema"
 #: Every table; each is partitioned by the month of `day`.
@@ -36,7 +37,8 @@ class Tables:
     async def insert(self, table: str, columns: Columns, *, token: str) -> None:
         """Insert a batch once per token."""
         await self._make()
-        await self._olap.insert(table, columns, token=token)
+        with span("telemetry", f"insert {table}", kind="client", attributes={"db.collection.name": table, "db.operation.name": "INSERT"}):
+            await self._olap.insert(table, columns, token=token)
 
     async def months(self, table: str) -> list[int]:
         """Return the months (202611) of which the table has rows."""

@@ -13,6 +13,7 @@ from kit.db import Database
 from kit.eventlog import EventLog
 from kit.identity import Principal
 from kit.ids import new_id
+from kit.tracing import record_headers
 from services.telemetry import events, store
 from services.telemetry.queries import Analytics
 
@@ -50,7 +51,13 @@ class Telemetry:
     async def accept(self, device: Principal, *, country: str, encoding: str, body: bytes) -> None:
         """Put a batch into the event log; when this returns it will be counted. Raises `LogFull`, `Unavailable`."""
         now = self._clock.now()
-        headers = {"event-id": new_id("e"), "account": device.tenant, "request-id": request_id.get(), "occurred-at": rfc3339(now)}
+        headers = {
+            "event-id": new_id("e"),
+            "account": device.tenant,
+            "request-id": request_id.get(),
+            "occurred-at": rfc3339(now),
+            **record_headers(),
+        }
         message = events.received(
             account=device.tenant,
             install_id=device.id,

@@ -19,6 +19,7 @@ from kit.db import Database
 from kit.eventlog import Consumer, EventLog, Message, PartitionLost, Record
 from kit.logs import get_logger
 from kit.metrics import Metric, Metrics
+from kit.tracing import handling
 from kit.workers import UNHEALTHY_AFTER, Backoff, Stop, Worker
 from services.telemetry import events, store
 from services.telemetry.columnstore import TABLES, Tables
@@ -119,7 +120,9 @@ class Writer(Worker):
             for partition, waiting in left.items():
                 piece = await self._planned_piece(consumer, partition, waiting, plans.get(partition), later)
                 now[partition] = piece
-            await self._write_ranges(consumer, now)
+            headers = [record.headers for piece in now.values() for record in piece]
+            with handling("telemetry", "write batches", headers, attributes={"messaging.batch.message_count": len(headers)}):
+                await self._write_ranges(consumer, now)
             left = later
 
     async def _planned_piece(
