@@ -23,7 +23,9 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import urllib3
 from minio import Minio
+from minio.commonconfig import ENABLED, Filter
 from minio.error import InvalidResponseError, S3Error, ServerError
+from minio.lifecycleconfig import AbortIncompleteMultipartUpload, LifecycleConfig, Rule
 
 from kit.blobs import BlobInfo, BlobNotFound, naming
 from kit.blobs.examination import examine_use
@@ -33,11 +35,12 @@ from kit.logs import get_logger
 
 #: Bytes per read, and per write to the temporary file.
 CHUNK_BYTES = 1 << 20
-#: Larger blobs are sent in parts of this size.
-_PART_BYTES = 64 << 20
+#: Larger blobs are sent in parts of this size; the SDK holds one part in memory. 10,000 parts make 160 GiB.
+_PART_BYTES = 16 << 20
 #: Blobs up to this size wait in memory instead of a temporary file.
 _IN_MEMORY_BYTES = 1 << 20
 _PING_S = 1.0
+_UNFINISHED_DAYS = 2
 _MISSING = frozenset({"NoSuchKey", "NoSuchObject", "NotFound", "404"})
 _BUCKET_THERE = frozenset({"BucketAlreadyOwnedByYou", "BucketAlreadyExists"})
 #: Codes of a refusal -> what to do about it.
@@ -62,8 +65,8 @@ class S3Options:
     #: Address under which devices reach the store, when it is not the one that the services use.
     public_url: str = ""
     threads: int = 16
-    connect_s: float = 2.0
-    read_s: float = 20.0
+    connect_s: float = 1.0
+    read_s: float = 10.0
 
 
 @contextmanager
@@ -147,7 +150,9 @@ class S3Blobs:
             if self._client.stat_object(bucket_name=self._bucket, object_name=key).size == info.size:
                 return  # the same bytes: the key is their digest
         spool.file.seek(0)
-        self._client.put_object(bucket_name=self._bucket, object_name=key, data=spool.file, length=info.size, part_size=_PART_BYTES)
+        self._client.put_object(
+            bucket_name=self._bucket, object_name=key, data=spool.file, length=info.size, part_size=_PART_BYTES, num_parallel_uploads=1
+        )
 
     async def open(self, namespace: str, sha256: str, *, start: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
         """Iterate over the bytes in pieces of `CHUNK_BYTES`; see `kit.blobs.BlobStore`."""
@@ -197,7 +202,8 @@ class S3Blobs:
             bucket_name=self._bucket,
             object_name=_key(namespace, sha256),
             expires=timedelta(seconds=expires_in_s),
-            response_headers={"response-content-type": "application/octet-stream"},
+            # A browser that follows a link saves the file instead of showing it.
+            response_headers={"response-content-type": "application/octet-stream", "response-content-disposition": "attachment"},
         )
         return link
 
@@ -231,7 +237,18 @@ class S3Blobs:
                 except S3Error as error:
                     if error.code not in _BUCKET_THERE:
                         raise
+                else:
+                    self._forget_unfinished()
             self._bucket_made = True
+
+    def _forget_unfinished(self) -> None:
+        """Have the store delete the parts of uploads that a killed process left behind. MinIO does so by itself and refuses the rule."""
+        abort = AbortIncompleteMultipartUpload(days_after_initiation=_UNFINISHED_DAYS)
+        rule = Rule(rule_id="unfinished", rule_filter=Filter(prefix=""), status=ENABLED, abort_incomplete_multipart_upload=abort)
+        try:
+            self._client.set_bucket_lifecycle(bucket_name=self._bucket, config=LifecycleConfig([rule]))
+        except S3Error as error:
+            log.info("the blob store takes no rule for unfinished uploads", code=error.code)
 
     async def _run(self, work: Callable[[], T]) -> T:
         with _as_ours():
@@ -269,7 +286,7 @@ async def open_s3_blobs(url: str) -> AsyncIterator[S3Blobs]:
 
 def _client(keys: SplitResult, place: SplitResult, options: S3Options, *, quick: bool = False) -> Minio:
     timeout = urllib3.Timeout(connect=_PING_S, read=_PING_S) if quick else urllib3.Timeout(connect=options.connect_s, read=options.read_s)
-    retries = False if quick else urllib3.Retry(2, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504))
+    retries = False if quick else urllib3.Retry(2, read=1, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504))
     default_port = 443 if place.scheme in {"s3", "https"} else 80
     return Minio(
         f"{place.hostname}:{place.port or default_port}",
