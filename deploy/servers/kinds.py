@@ -114,7 +114,8 @@ def _start_seaweedfs(program: Path, folder: Path, ports: Mapping[str, int]) -> S
     data.mkdir(exist_ok=True)
     listen = [f"-{name.replace('_', '.')}={number}" for name, number in ports.items()]
     quick = ["-master.electionTimeout=1s", "-master.heartbeatInterval=100ms", "-volume.preStopSeconds=0", "-volume.index=memory"]
-    small = ["-master.volumeSizeLimitMB=256", "-volume.max=0", "-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+    # Every bucket takes volumes of its own; as many as fit on the disk (0) are used up by some dozens of tests.
+    small = ["-master.volumeSizeLimitMB=256", "-volume.max=100000", "-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
     serve = ["-ip", "127.0.0.1", "-ip.bind", "127.0.0.1", "-filer", "-s3", f"-s3.config={folder / 's3.json'}"]
     return [str(program), "-logdir", str(folder), "server", "-dir", str(data), *serve, *listen, *quick, *small]
 
@@ -190,7 +191,7 @@ KINDS = {
             _start_seaweedfs,
             lambda ports: checks.s3(ports["s3_port"], S3_KEY, S3_SECRET),
             lambda ports: {"SEAWEEDFS_URL": _s3_url(ports["s3_port"])},
-            {},
+            {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"},
         ),
         Kind(
             "minio",

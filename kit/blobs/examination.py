@@ -17,7 +17,7 @@ from kit.errors import Unavailable
 NAMESPACE = "latebind.doctor"
 _LINK_S = 60
 _FETCH_S = 5.0
-_RIGHTS = "the key needs the right to put, get and delete objects of the bucket"
+_RIGHTS = "the key needs the right to put, get and delete objects of the bucket, and the store needs room: look into its log"
 _ADDRESS = "set public_url in LATEBIND_BLOBS_URL to the address under which devices reach the store, scheme and port included"
 
 
