@@ -16,6 +16,7 @@ from kit.signing import load_master_key
 from services.__main__ import main
 from services.doctor import GATEWAY, examine
 from services.launch import SERVICES, LaunchSettings, launched
+from tests.otlp import receiving
 from tests.serving import serving
 
 
@@ -137,6 +138,17 @@ async def test_upstreams_that_are_down_or_know_another_seal_are_faults(
 async def _hello(_scope: object, _receive: object, send: object) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})  # type: ignore[operator]
     await send({"type": "http.response.body", "body": b"hello"})  # type: ignore[operator]
+
+
+async def test_a_receiver_of_traces_is_asked(settings: LaunchSettings) -> None:
+    async def of(url: str) -> list[Finding]:
+        return [one async for one in examine(settings, (), [], SystemClock(), traces_url=url) if one.check == "traces"]
+
+    with receiving() as received:
+        assert (await of(received.url))[0].state is State.OK
+        assert (await of(f"{received.url}/elsewhere"))[0].state is State.FAULT
+    for wrong in ("http://127.0.0.1:9", "collector:4318"):
+        assert (await of(wrong))[0].state is State.FAULT
 
 
 async def test_an_address_of_another_program_is_a_fault(settings: LaunchSettings) -> None:
