@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
-from kit.blobs import BlobInfo, BlobNotFound, naming
+from kit.blobs import BlobInfo, BlobNotFound, arrival, naming
+from kit.blobs.arrival import CHUNK_BYTES
 from kit.blobs.examination import examine_use
 from kit.blobs.links import sign_link
 from kit.checks import Findings, room
@@ -29,8 +30,6 @@ from kit.clock import Clock, SystemClock
 from kit.errors import Unavailable
 from kit.logs import get_logger
 
-#: Bytes per read, and per write to the temporary file.
-CHUNK_BYTES = 1 << 20
 _THREADS = 8
 _TEMPORARY = ".tmp"
 
@@ -130,30 +129,16 @@ class FileBlobs:
     async def put(self, namespace: str, chunks: AsyncIterable[bytes], *, sha256: str | None = None, size: int | None = None) -> BlobInfo:
         """Store a stream; see `kit.blobs.BlobStore`. Raises `Invalid` for a `sha256` that is not one, `Unavailable` for a full disk."""
         self._folder(namespace)
-        naming.check_announced_digest(sha256)
+        arrival.check_announced_digest(sha256)
         incoming = await self._run(lambda: _Incoming(self._temporary))
         try:
-            await self._receive(incoming, chunks, size)
+            await arrival.receive(chunks, size=size, write=lambda some: self._write(incoming, some))
             info = BlobInfo(incoming.digest(), incoming.size)
-            naming.check_arrived(info, sha256, size)
+            arrival.check_arrived(info, sha256, size)
             await self._run(lambda: incoming.place(self._path(namespace, info.sha256)))
             return info
         finally:
             await self._run(incoming.discard)
-
-    async def _receive(self, incoming: _Incoming, chunks: AsyncIterable[bytes], size: int | None) -> None:
-        waiting: list[bytes] = []
-        waiting_bytes = arrived = 0
-        async for chunk in chunks:
-            arrived += len(chunk)
-            naming.check_not_more(arrived, size)
-            waiting.append(bytes(chunk))
-            waiting_bytes += len(chunk)
-            if waiting_bytes >= CHUNK_BYTES:
-                await self._write(incoming, waiting)
-                waiting, waiting_bytes = [], 0
-        if waiting:
-            await self._write(incoming, waiting)
 
     async def _write(self, incoming: _Incoming, chunks: list[bytes]) -> None:
         await self._run(lambda: incoming.write(chunks))

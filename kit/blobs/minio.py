@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import urllib3
 from minio import Minio
@@ -27,14 +27,14 @@ from minio.commonconfig import ENABLED, Filter
 from minio.error import InvalidResponseError, S3Error, ServerError
 from minio.lifecycleconfig import AbortIncompleteMultipartUpload, LifecycleConfig, Rule
 
-from kit.blobs import BlobInfo, BlobNotFound, naming
+from kit.blobs import BlobInfo, BlobNotFound, arrival, naming
+from kit.blobs.arrival import CHUNK_BYTES
 from kit.blobs.examination import examine_use
 from kit.checks import Findings, fault, ok
 from kit.errors import Unavailable
 from kit.logs import get_logger
+from kit.url_options import read_options
 
-#: Bytes per read, and per write to the temporary file.
-CHUNK_BYTES = 1 << 20
 #: Larger blobs are sent in parts of this size; the SDK holds one part in memory. 10,000 parts make 160 GiB.
 _PART_BYTES = 16 << 20
 #: Blobs up to this size wait in memory instead of a temporary file.
@@ -119,29 +119,19 @@ class S3Blobs:
     async def put(self, namespace: str, chunks: AsyncIterable[bytes], *, sha256: str | None = None, size: int | None = None) -> BlobInfo:
         """Store a stream; see `kit.blobs.BlobStore`. Raises `Invalid` for a `sha256` that is not one."""
         naming.check_namespace(namespace)
-        naming.check_announced_digest(sha256)
+        arrival.check_announced_digest(sha256)
         spool = _Spool()
         try:
-            await self._receive(spool, chunks, size)
+            await arrival.receive(chunks, size=size, write=lambda some: self._write(spool, some))
             info = spool.info()
-            naming.check_arrived(info, sha256, size)
+            arrival.check_arrived(info, sha256, size)
             await self._run(lambda: self._send(namespace, info, spool))
             return info
         finally:
             await self._run(spool.close)
 
-    async def _receive(self, spool: _Spool, chunks: AsyncIterable[bytes], size: int | None) -> None:
-        waiting: list[bytes] = []
-        waiting_bytes = arrived = 0
-        async for chunk in chunks:
-            arrived += len(chunk)
-            naming.check_not_more(arrived, size)
-            waiting.append(bytes(chunk))
-            waiting_bytes += len(chunk)
-            if waiting_bytes >= CHUNK_BYTES:
-                full, waiting, waiting_bytes = waiting, [], 0
-                await self._run(lambda full=full: spool.write(full))  # type: ignore[misc]
-        await self._run(lambda: spool.write(waiting))
+    async def _write(self, spool: _Spool, chunks: list[bytes]) -> None:
+        await self._run(lambda: spool.write(chunks))
 
     def _send(self, namespace: str, info: BlobInfo, spool: _Spool) -> None:
         key = _key(namespace, info.sha256)
@@ -274,7 +264,7 @@ async def open_s3_blobs(url: str) -> AsyncIterator[S3Blobs]:
     bucket = parts.path.strip("/")
     if not parts.hostname or not parts.username or not parts.password or not bucket or "/" in bucket:
         raise ValueError("an S3 URL names keys, host and bucket: s3://key:secret@host:9000/bucket")
-    options = _options(parts.query)
+    options = read_options(S3Options, parts.query, "an S3 URL")
     public = urlsplit(options.public_url) if options.public_url else parts
     clients = (_client(parts, parts, options), _client(parts, parts, options, quick=True), _client(parts, public, options))
     blobs = S3Blobs(clients, bucket, options.threads)
@@ -296,12 +286,3 @@ def _client(keys: SplitResult, place: SplitResult, options: S3Options, *, quick:
         region=options.region,
         http_client=urllib3.PoolManager(timeout=timeout, maxsize=options.threads, retries=retries),
     )
-
-
-def _options(query: str) -> S3Options:
-    values: dict[str, Any] = {}
-    for name, value in parse_qsl(query):
-        if name not in S3Options.__slots__:
-            raise ValueError(f"an S3 URL has no option {name!r}; it has {', '.join(S3Options.__slots__)}")
-        values[name] = type(getattr(S3Options(), name))(value)
-    return S3Options(**values)

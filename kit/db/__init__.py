@@ -204,7 +204,7 @@ class Database:
         """Lend a connection in a transaction; what the driver says of a database that is not there becomes `DatabaseUnavailable`."""
         async with AsyncExitStack() as stack:
             try:
-                connection = await stack.enter_async_context(engine.begin() if writes else engine.connect())
+                connection = await stack.enter_async_context(engine.connect())
             except Exception as error:  # connecting raises what the driver, the system and the server like to
                 raise DatabaseUnavailable("the database cannot be reached now; try again") from error
             with _Unavailable(self.dialect):

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from sqlalchemy import URL, Executable, text
 from sqlalchemy.exc import DBAPIError
@@ -22,6 +22,7 @@ from kit.checks import Findings
 from kit.clock import Clock
 from kit.context import account_scope
 from kit.db import Database, DatabaseUnavailable, Dialect, postgres_checks
+from kit.url_options import read_options
 
 #: Classes of SQLSTATE that pass by themselves: connection, resources, operator's intervention, locks (PostgreSQL, appendix A).
 _PASSING = ("08", "53", "55", "57", "58")
@@ -96,7 +97,7 @@ class PostgresDialect(Dialect):
 async def open_postgres(url: str, clock: Clock) -> AsyncIterator[Database]:
     """Make the pools of one service. Raises `ValueError` for a URL that names no service or has an unknown option."""
     parts = urlsplit(url)
-    options = _options(parts.query)
+    options = read_options(PostgresOptions, parts.query, "a postgresql URL")
     schema = options.schema_prefix + parts.fragment
     if not parts.fragment or not schema.replace("_", "").isalnum() or not schema.isascii() or len(schema) > 63:
         raise ValueError("a postgresql URL ends with #service, and schema_prefix takes letters, digits and _")
@@ -149,13 +150,3 @@ def _engine(address: URL, connect_args: dict[str, Any], options: PostgresOptions
         pool_pre_ping=True,
         hide_parameters=True,
     )
-
-
-def _options(query: str) -> PostgresOptions:
-    defaults = PostgresOptions()
-    values: dict[str, Any] = {}
-    for name, value in parse_qsl(query):
-        if name not in PostgresOptions.__slots__:
-            raise ValueError(f"a postgresql URL has no option {name!r}; it has {', '.join(PostgresOptions.__slots__)}")
-        values[name] = type(getattr(defaults, name))(value)
-    return PostgresOptions(**values)

@@ -11,8 +11,8 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlsplit
+from typing import TypeVar
+from urllib.parse import urlsplit
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -24,6 +24,7 @@ from kit.eventlog import Consumer, LogFull, Message
 from kit.eventlog.kafka_checks import examine_topics
 from kit.eventlog.kafka_consumer import KafkaConsumer
 from kit.logs import get_logger
+from kit.url_options import read_options
 
 #: One message may be this big, key and headers included; brokers need `message.max.bytes` of at least this.
 MAX_MESSAGE_BYTES = 8 << 20
@@ -54,16 +55,6 @@ class KafkaOptions:
     #: A topic that is made keeps its records so long.
     retention_s: int = 7 * 86400
     linger_ms: int = 2
-
-    @classmethod
-    def of(cls, query: str) -> KafkaOptions:
-        """Read the query part of a URL. Raises `ValueError` for an unknown name or a bad number."""
-        values: dict[str, Any] = {}
-        for name, value in parse_qsl(query):
-            if name not in cls.__slots__:
-                raise ValueError(f"a kafka URL has no option {name!r}; it has {', '.join(cls.__slots__)}")
-            values[name] = type(getattr(cls(), name))(value)
-        return cls(**values)
 
 
 class KafkaLog:
@@ -284,7 +275,7 @@ async def open_kafka_log(url: str) -> AsyncIterator[KafkaLog]:
     servers = [server if ":" in server else f"{server}:9092" for server in parts.netloc.split(",") if server]
     if not servers:
         raise ValueError("a kafka URL names its servers: kafka://one:9092,two:9092")
-    opened = KafkaLog(servers, KafkaOptions.of(parts.query))
+    opened = KafkaLog(servers, read_options(KafkaOptions, parts.query, "a kafka URL"))
     try:
         yield opened
     finally:

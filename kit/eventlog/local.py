@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 
@@ -29,6 +29,7 @@ from kit.eventlog.local_groups import Group, LocalConsumer
 from kit.eventlog.local_reader import LogReader
 from kit.lockfile import held
 from kit.logs import get_logger
+from kit.url_options import read_options
 
 #: One message may be this big, key and headers included.
 MAX_MESSAGE_BYTES = 16 << 20
@@ -64,11 +65,7 @@ class Options:
     @classmethod
     def of(cls, query: str) -> Options:
         """Read the query part of a URL. Raises `ValueError` for an unknown name or a bad number."""
-        given = {name: values[-1] for name, values in parse_qs(query, strict_parsing=bool(query)).items()}
-        known = {name: type(getattr(cls(), name)) for name in cls.__slots__}
-        if unknown := given.keys() - known.keys():
-            raise ValueError(f"unknown setting of the local log: {', '.join(sorted(unknown))}; known are {', '.join(known)}")
-        options = cls(**{name: known[name](value) for name, value in given.items()})
+        options = read_options(cls, query, "the URL of a local log")
         if options.max_bytes < 1 << 16 or not 1 <= options.partitions <= 1024:
             raise ValueError("max_bytes is at least 65536, partitions between 1 and 1024")
         return options

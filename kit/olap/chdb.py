@@ -20,7 +20,7 @@ from datetime import UTC, date, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 
@@ -28,10 +28,11 @@ from kit.checks import Findings, ok
 from kit.errors import Unavailable
 from kit.lockfile import held
 from kit.logs import get_logger
-from kit.olap import Coded, Columns, StatementFailed, row_count
+from kit.olap import Coded, Columns, StatementFailed
 from kit.olap.migrate import examine_schema
-from kit.olap.values import NAME, PASSING, TOKEN, WRAPPED, rendered
+from kit.olap.values import PASSING, WRAPPED, insertable, rendered
 from kit.pages import release_clean_pages
+from kit.url_options import read_options
 
 #: How many inserts back a token is still known, per table.
 TOKENS_KEPT = 10_000
@@ -52,14 +53,6 @@ class Options:
     max_memory_bytes: int = 1 << 30
     #: Threads of one statement.
     max_threads: int = 2
-
-    @classmethod
-    def of(cls, query: str) -> Options:
-        """Read the query part of a URL. Raises `ValueError` for an unknown name or a bad number."""
-        given = {name: int(values[-1]) for name, values in parse_qs(query, strict_parsing=bool(query)).items()}
-        if unknown := given.keys() - set(cls.__slots__):
-            raise ValueError(f"unknown setting of the column store: {', '.join(sorted(unknown))}")
-        return cls(**given)
 
 
 class _Handle:
@@ -119,12 +112,7 @@ class ChdbStore:
 
     async def insert(self, table: str, columns: Columns, *, token: str) -> None:
         """Insert one batch; see `kit.olap.ColumnStore`. Raises `ValueError` for names or tokens that cannot be ones."""
-        for name in (table, *columns):
-            if not NAME.fullmatch(name):
-                raise ValueError(f"not a name of a table or column: {name!r}")
-        if not TOKEN.fullmatch(token):
-            raise ValueError("a token has 1 to 200 letters, digits and _ . : / -")
-        if row_count(columns):
+        if insertable(table, columns, token):
             await self._writer.run(lambda connection: self._insert(connection, table, columns, token))
 
     async def query(self, sql: str, params: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
@@ -309,7 +297,7 @@ async def open_chdb(url: str) -> AsyncIterator[ChdbStore]:
     folder = _absolute(unquote(parts.path))
     if "?" in str(folder):
         raise ValueError("the folder of the column store may not have ? in its name")
-    options = Options.of(parts.query)
+    options = read_options(Options, parts.query, "a chdb URL")
     with held(folder.with_name(f"{folder.name}.lock"), f"the column store in {folder}"):
         store = ChdbStore(folder, options)
         try:

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from queue import Empty, LifoQueue
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 from zoneinfo import ZoneInfo
 
 from clickhouse_driver import Client, errors
@@ -27,9 +27,10 @@ from clickhouse_driver import Client, errors
 from kit.checks import Findings, clocks, fault, ok
 from kit.errors import Unavailable
 from kit.logs import get_logger
-from kit.olap import Coded, Columns, StatementFailed, row_count
+from kit.olap import Coded, Columns, StatementFailed
 from kit.olap.migrate import examine_schema
-from kit.olap.values import NAME, PASSING, TOKEN, WRAPPED, quoted, rendered
+from kit.olap.values import NAME, PASSING, WRAPPED, insertable, quoted, rendered
+from kit.url_options import read_options
 
 _PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*):([A-Za-z0-9(), ']+)\}")
 _INTEGER = re.compile(r"U?Int\d+")
@@ -65,16 +66,6 @@ class Options:
     answer_s: float = 65.0
     secure: bool = False
 
-    @classmethod
-    def of(cls, query: str) -> Options:
-        """Read the query part of a URL. Raises `ValueError` for an unknown name or a bad number."""
-        values: dict[str, Any] = {}
-        for name, value in parse_qsl(query):
-            if name not in cls.__slots__:
-                raise ValueError(f"a clickhouse URL has no option {name!r}; it has {', '.join(cls.__slots__)}")
-            values[name] = value == "true" if name == "secure" else type(getattr(cls(), name))(value)
-        return cls(**values)
-
 
 class ClickHouseStore:
     """See `kit.olap.ColumnStore`. Made by `open_clickhouse`; connects at the first statement, and makes its database then."""
@@ -89,12 +80,7 @@ class ClickHouseStore:
 
     async def insert(self, table: str, columns: Columns, *, token: str) -> None:
         """Insert one batch; see `kit.olap.ColumnStore`. Raises `ValueError` for names or tokens that cannot be ones."""
-        for name in (table, *columns):
-            if not NAME.fullmatch(name):
-                raise ValueError(f"not a name of a table or column: {name!r}")
-        if not TOKEN.fullmatch(token):
-            raise ValueError("a token has 1 to 200 letters, digits and _ . : / -")
-        if row_count(columns):
+        if insertable(table, columns, token):
             await self._run(lambda client: self._insert(client, table, columns))
 
     async def query(self, sql: str, params: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
@@ -312,7 +298,7 @@ async def open_clickhouse(url: str) -> AsyncIterator[ClickHouseStore]:
     database = parts.path.strip("/")
     if not parts.hostname or not NAME.fullmatch(database):
         raise ValueError("a clickhouse URL names host and database: clickhouse://user:password@host:9000/latebind")
-    options = Options.of(parts.query)
+    options = read_options(Options, parts.query, "a clickhouse URL")
     address = {
         "host": parts.hostname,
         "port": parts.port or (9440 if options.secure else 9000),

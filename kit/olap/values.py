@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from datetime import UTC, date, datetime
 
+from kit.olap import Columns, row_count
+
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
-TOKEN = re.compile(r"[A-Za-z0-9_.:/-]{1,200}")
+_TOKEN = re.compile(r"[A-Za-z0-9_.:/-]{1,200}")
 WRAPPED = re.compile(r"(?:Nullable|LowCardinality)\((.*)\)")
 #: Errors of the engine that pass: timeout, no more memory, no more disk, files that cannot be read or written, too many queries, network,
 #: a server that stops.
@@ -14,6 +16,16 @@ PASSING = frozenset({74, 75, 76, 159, 202, 203, 209, 210, 241, 236, 243, 252, 39
 _ESCAPES = str.maketrans(
     {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\0": "\\0", "\b": "\\b", "\f": "\\f", "'": "\\'"}  # as ClickHouse's TSV
 )
+
+
+def insertable(table: str, columns: Columns, token: str) -> bool:
+    """Whether a batch has rows. Raises `ValueError` for names or tokens that cannot be ones, and columns that differ in length."""
+    for name in (table, *columns):
+        if not NAME.fullmatch(name):
+            raise ValueError(f"not a name of a table or column: {name!r}")
+    if not _TOKEN.fullmatch(token):
+        raise ValueError("a token has 1 to 200 letters, digits and _ . : / -")
+    return row_count(columns) > 0
 
 
 def rendered(value: object) -> str:
