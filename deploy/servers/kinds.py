@@ -43,7 +43,7 @@ def _fill(template: str, target: Path, values: Mapping[str, object]) -> None:
 
 
 def _start_kafka(jars: Path, folder: Path, ports: Mapping[str, int]) -> Sequence[str]:
-    _fill("kafka.properties", folder / "kafka.properties", {"folder": folder, **ports})
+    _fill("kafka.properties", folder / "kafka.properties", {"folder": folder, "advertised": ports["broker"], **ports})
     shutil.copy(_CONFIG / "log4j2.yaml", folder / "log4j2.yaml")
     common = ["-cp", f"{jars}/*", f"-Dlog4j2.configurationFile={folder / 'log4j2.yaml'}", "-Djava.awt.headless=true"]
     if not (folder / "log" / "meta.properties").exists():

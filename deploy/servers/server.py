@@ -37,8 +37,10 @@ def _ignore(_text: str) -> None:
 class Server:
     """A server of one kind on a folder. `with Server("kafka", folder) as server:` starts and stops it; `addresses` has its URLs."""
 
-    def __init__(self, kind: str, folder: Path, *, tell: Callable[[str], None] = _ignore) -> None:
+    def __init__(self, kind: str, folder: Path, *, tell: Callable[[str], None] = _ignore, advertised: int | None = None) -> None:
+        """`advertised`: the port that Kafka tells its clients, when something stands between them."""
         self.kind = KINDS[kind]
+        self._advertised = {} if advertised is None else {"advertised": advertised}
         self.folder = folder.absolute()
         self.ports: Mapping[str, int] = {}
         self.started_here = False
@@ -79,7 +81,7 @@ class Server:
             self.ports = dict(zip(self.kind.ports, _free_ports(len(self.kind.ports)), strict=True))
         self._tell("starting")
         try:
-            command = self.kind.start(program, self.folder, self.ports)
+            command = self.kind.start(program, self.folder, {**self.ports, **self._advertised})
         except subprocess.CalledProcessError as error:
             output = (error.stdout or b"") + (error.stderr or b"")
             raise ServerFailed(f"{self.kind.name} cannot be prepared: {output.decode(errors='replace')[-_LOG_TAIL:]}") from error
