@@ -132,6 +132,10 @@ class Dialect:
     async def prepare(self) -> None:
         """Make the place that the migrations fill."""
 
+    def fence(self, table: str) -> Sequence[str]:
+        """Return the statements that show a transaction only rows of its account, whatever it asks for."""
+        return ()
+
     def before_migration(self) -> Executable | None:
         """Return the statement that keeps other processes from migrating until the transaction ends."""
         return None

@@ -11,14 +11,12 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, text
 
-_VISIBLE = "account = current_setting('latebind.account', true) OR current_setting('latebind.account', true) = '*'"
+from kit.db import Dialect
 
 
 def fence_accounts(connection: Connection, tables: Sequence[str]) -> None:
     """Put the policy on these tables. Their owner is bound as well; a superuser never is, so the service must not be one."""
-    if connection.dialect.name != "postgresql":
-        return
+    dialect: Dialect = connection.info["dialect"]
     for table in tables:
-        connection.execute(text(f'ALTER TABLE "{table}" ENABLE ROW LEVEL SECURITY'))
-        connection.execute(text(f'ALTER TABLE "{table}" FORCE ROW LEVEL SECURITY'))
-        connection.execute(text(f'CREATE POLICY account_fence ON "{table}" USING ({_VISIBLE}) WITH CHECK ({_VISIBLE})'))
+        for statement in dialect.fence(table):
+            connection.execute(text(statement))

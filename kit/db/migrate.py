@@ -27,6 +27,7 @@ async def migrate(database: Database, package: str) -> None:
 
         await database.dialect.prepare()
         async with database.write_engine.connect() as connection:
+            connection.info["dialect"] = database.dialect  # for `kit.db.fence`
             alone = database.dialect.before_migration()
             if alone is not None:
                 await connection.execute(alone)
@@ -70,6 +71,6 @@ def run_migrations(metadata: MetaData) -> None:
     from alembic import context  # noqa: PLC0415 - loaded by then
 
     connection: Any = context.config.attributes["connection"]
-    context.configure(connection=connection, target_metadata=metadata, render_as_batch=connection.dialect.name == "sqlite")
+    context.configure(connection=connection, target_metadata=metadata, render_as_batch=True)
     with context.begin_transaction():
         context.run_migrations()

@@ -7,7 +7,7 @@ row-level security (`kit.db.fence`): each transaction says whose rows it may see
 from __future__ import annotations
 
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +27,7 @@ from kit.url_options import read_options
 #: Classes of SQLSTATE that pass by themselves: connection, resources, operator's intervention, locks (PostgreSQL, appendix A).
 _PASSING = ("08", "53", "55", "57", "58")
 _TURN, _MIGRATION = 1, 2
+_VISIBLE = "account = current_setting('latebind.account', true) OR current_setting('latebind.account', true) = '*'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,14 @@ class PostgresDialect(Dialect):
                 yield finding
         finally:
             await engine.dispose()
+
+    def fence(self, table: str) -> Sequence[str]:
+        """Put the policy on a table. Its owner is bound as well; a superuser never is, so the service must not be one."""
+        return (
+            f'ALTER TABLE "{table}" ENABLE ROW LEVEL SECURITY',
+            f'ALTER TABLE "{table}" FORCE ROW LEVEL SECURITY',
+            f'CREATE POLICY account_fence ON "{table}" USING ({_VISIBLE}) WITH CHECK ({_VISIBLE})',
+        )
 
     def before_migration(self) -> Executable:
         """Take a lock that ends with the transaction: of several processes that start at once, one migrates and the others look."""

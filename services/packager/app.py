@@ -19,7 +19,7 @@ from services.packager.workers import JobRunner, commits
 
 def create_part(settings: PackagerSettings, ports: Ports) -> Part:
     """Return the packager's application and workers."""
-    signer = open_signer(settings.signer_url or f"local:{(ports.secrets.folder / 'package.key').absolute()}")
+    signer = open_signer(settings.signer_url, own_key=ports.secrets.folder / "package.key")
     service = PackagerService(ports.database, signer, ports.clock)
     app = create_api("Packager", [router], seal=ports.seal, database=ports.database)
     app.state.packager = service

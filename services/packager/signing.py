@@ -34,12 +34,12 @@ class Signer(Protocol):
         ...
 
 
-def open_signer(url: str) -> Signer:
-    """Open the signer that the URL names: `local:/path/to/master.key` (made at first use, mode 0600).
+def open_signer(url: str, *, own_key: Path | None = None) -> Signer:
+    """Open the signer that the URL names: `local:/path/to/master.key` (made at first use, mode 0600); without a URL the one on `own_key`.
 
     Raises `ValueError` for another scheme and `kit.signing.MasterKeyError` for a key file that cannot be trusted.
     """
-    parts = urlsplit(url)
+    parts = urlsplit(f"local:{own_key.absolute()}" if own_key and not url else url)
     if parts.scheme == "local":
         return DerivedSigner(load_master_key(Path(parts.path)), ROLE)
     raise ValueError(f"no signer for {parts.scheme!r}: use one of {', '.join(SCHEMES)}")
