@@ -44,7 +44,7 @@ servers-stop: ## Stop them; their data stays
 
 .PHONY: test-cluster
 test-cluster: servers ## Run the contract suites and the cluster tests on the real servers, then stop those
-	@PATH="$(abspath $(dir $(UV))):$$PATH" $(RUN)/pytest -m cluster $(PYTEST_ARGS); passed=$$?; $(if $(KEEP),,$(RUN)/python -m deploy.servers stop;) exit $$passed
+	@PATH="$(abspath $(dir $(UV))):$$PATH" $(RUN)/pytest -m 'cluster or contract' $(PYTEST_ARGS); passed=$$?; $(if $(KEEP),,$(RUN)/python -m deploy.servers stop;) exit $$passed
 
 .PHONY: lint
 lint: ## Check format and style
