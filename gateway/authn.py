@@ -10,15 +10,17 @@ import base64
 import json
 import time
 from dataclasses import dataclass
+from functools import partial
 
 from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import OKPKey
 
-from gateway.upstreams import ask
+from gateway.upstreams import UpstreamUnavailable, ask
 from kit.errors import Unauthorized
 from kit.http import ASGIApp
 from kit.identity import NOBODY, Kind, Principal, PrincipalSeal, Scope, granted
+from kit.single_flight import SingleFlight
 
 ISSUER = "latebind"
 AUDIENCE = "latebind-device"
@@ -49,6 +51,7 @@ class Authenticator:
         self._cache_s = cache_s
         self._seal_lifetime_s = seal_lifetime_s
         self._known: dict[bytes, Known] = {}
+        self._checks: SingleFlight[bytes, Known] = SingleFlight()
         self._keys: dict[str, OKPKey] = {}
         self._keys_fetched = -_KEYS_REFETCH_S
         self._fetching = asyncio.Lock()
@@ -65,15 +68,19 @@ class Authenticator:
         now = time.time()
         known = self._known.get(authorization)
         if known is None or known.until <= now:
-            known = await self._check(authorization, now)
-            if len(self._known) >= _CACHE_SIZE:
-                self._known.clear()  # cheaper than an order of use; the next calls fill it again
-            self._known[authorization] = known
+            known = await self._checks.get(authorization, partial(self._learn, authorization, now))
         if known.refused:
             raise Unauthorized(known.refused)
         if known.sealed_until <= now:
             known.sealed = self._seal.seal(known.principal)
             known.sealed_until = now + self._seal_lifetime_s - _SEAL_MARGIN_S
+        return known
+
+    async def _learn(self, authorization: bytes, now: float) -> Known:
+        known = await self._check(authorization, now)
+        if len(self._known) >= _CACHE_SIZE:
+            self._known.clear()  # cheaper than an order of use; the next calls fill it again
+        self._known[authorization] = known
         return known
 
     async def _check(self, authorization: bytes, now: float) -> Known:
@@ -90,8 +97,10 @@ class Authenticator:
 
     async def _key(self, text: str, now: float) -> Known:
         status, answer = await ask(self._registry, self._seal, "POST", "/internal/credentials:verify", {"key": text})
-        if status != 200:
-            raise Unauthorized(answer.get("detail", "") if status == 401 else "the credential cannot be checked now")
+        if status == Unauthorized.status:
+            raise Unauthorized(answer.get("detail", ""))
+        if status != 200:  # not the caller's fault, and not remembered as a refusal
+            raise UpstreamUnavailable("the credential cannot be checked now; try again")
         scopes = granted(frozenset(Scope(scope) for scope in answer["scopes"]))
         principal = Principal(Kind(answer["kind"]), answer["id"], answer["account"], scopes)
         until = now + self._cache_s

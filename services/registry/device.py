@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from functools import partial
 
 from kit import http
 from kit.context import acting_for, request_id
 from kit.errors import Internal, MethodNotAllowed, NotFound, Problem
 from kit.identity import PRINCIPAL_HEADER, REQUEST_ID_HEADER, Access, PrincipalSeal, authorize
 from kit.logs import get_logger
+from kit.single_flight import SingleFlight
 from kit.web import RawOperation
 from services.registry.versions.domain import Package
 from services.registry.versions.errors import PackageNotFound
@@ -67,6 +69,8 @@ class DeviceFront:
         self._versions = versions
         self._seal = seal
         self._cache = PackageCache(cache_bytes)
+        # A fleet asks for a new package at once.
+        self._finding: SingleFlight[tuple[str, str], tuple[bytes, bytes]] = SingleFlight()
 
     async def __call__(self, scope: http.Scope, receive: http.Receive, send: http.Send) -> None:
         """Serve one request (ASGI)."""
@@ -104,6 +108,9 @@ class DeviceFront:
         known = self._cache.get(account, digest)
         if known is not None:
             return known
+        return await self._finding.get((account, digest), partial(self._find, account, digest))
+
+    async def _find(self, account: str, digest: str) -> tuple[bytes, bytes]:
         with acting_for(account):
             return self._cache.put(await self._versions.find_package(account, digest))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 from kit.clock import Clock
 from kit.db import Database, Transaction
@@ -13,6 +14,7 @@ from kit.eventlog import Record
 from kit.identity import Kind, Principal, Scope, granted
 from kit.logs import get_logger
 from kit.signing import key_id_of
+from kit.single_flight import SingleFlight
 from services.registry.accounts import events, store
 from services.registry.accounts.domain import (
     MAX_LIVE_KEYS,
@@ -55,6 +57,7 @@ class AccountService:
         self._database = database
         self._clock = clock
         self._hasher = hasher
+        self._verifying: SingleFlight[str, Verified] = SingleFlight()
 
     async def create_account(self, account: str, *, title: str, by: str) -> tuple[Account, ApiKey, Secret]:
         """Make an account and its first admin key, and announce it. Raises `AccountExists`."""
@@ -148,8 +151,12 @@ class AccountService:
     async def verify(self, text: str) -> Verified:
         """Return who a key belongs to. Raises `CredentialInvalid`, `CredentialExpired`, `CredentialRevoked`.
 
-        A key with a wrong checksum costs no look-up; an enrolment key is no credential for calls.
+        A key with a wrong checksum costs no look-up; an enrolment key is no credential for calls. Gateways that forget a key at
+        once share one look-up.
         """
+        return await self._verifying.get(text, partial(self._look_up, text))
+
+    async def _look_up(self, text: str) -> Verified:
         secret = parse_secret(text)
         if secret is None or secret.kind is SecretKind.ENROLMENT:
             raise CredentialInvalid("this is not a key for this API; check that it was copied whole")
