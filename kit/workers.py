@@ -97,6 +97,8 @@ class Worker(ABC):
     """Runs until asked to stop: takes no more, finishes what it has, commits, closes, returns."""
 
     name: str
+    #: (group, topic) of the event log that it reads; its lag is measured.
+    reads: tuple[tuple[str, str], ...] = ()
 
     @abstractmethod
     async def run(self, stop: Stop) -> None:
@@ -250,6 +252,7 @@ class _Consume(Worker):
     ) -> None:
         self.name = name
         self._log, self._group, self._topics, self._handle = eventlog, group, tuple(topics), handle
+        self.reads = tuple((group, topic) for topic in topics)
         self._max_records, self._max_bytes, self._max_wait_s, self._linger_s = max_records, max_bytes, max_wait_s, linger_s
         self._clock, self._metrics = clock, metrics
         self._failures = 0

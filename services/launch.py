@@ -34,11 +34,11 @@ from kit.clock import Clock, SystemClock
 from kit.db.idempotency import forget_answers
 from kit.db.migrate import migrate
 from kit.db.outbox import forget_seen, outbox_relay
-from kit.errors import Problem
 from kit.identity import PrincipalSeal
 from kit.metrics import CONTENT_TYPE, KIT_METRICS, Metrics, PrometheusMetrics
 from kit.ports import Part, Ports, PortSettings, open_ports
 from kit.tracing import traced_app, tracing
+from kit.watch import dependencies, trouble, watch
 from kit.workers import Periodic, Worker, Workers, running
 from services.deployer.app import create_part as create_deployer
 from services.deployer.settings import DeployerSettings
@@ -146,7 +146,9 @@ async def launched(
         operator_key = None
         if "registry" in ports:
             operator_key = await ensure_operator_key(ports["registry"], settings.data_dir / "operator.key")
-        workers = await stack.enter_async_context(running(_workers(parts, ports, only), clock=clock, metrics=metrics))
+        working = _workers(parts, ports, only)
+        workers = await stack.enter_async_context(running(working, clock=clock, metrics=metrics))
+        await stack.enter_async_context(running([watch(ports, workers, working, metrics)], clock=clock, metrics=metrics))
         readiness = _readiness(ports, workers)
         app = await _public_app(stack, parts, ports, metrics, readiness, with_gateway=with_gateway, settings=settings)
         internal = _internal_app(app, metrics)
@@ -275,25 +277,10 @@ def _internal_app(app: Gateway | ServiceFront, metrics: Metrics) -> http.ASGIApp
 def _readiness(ports: Mapping[str, Ports], workers: Workers) -> Callable[[], Awaitable[Mapping[str, str | None]]]:
     """Return a check that pings what this process opened, each within a second, and asks the workers."""
 
-    async def ping(check: Callable[[], Awaitable[None]]) -> str | None:
-        try:
-            async with asyncio.timeout(1.0):
-                await check()
-        except TimeoutError:
-            return "does not answer within 1 s"
-        except Problem as problem:
-            return problem.detail
-        return None
-
     async def ready() -> Mapping[str, str | None]:
-        checks: dict[str, Callable[[], Awaitable[None]]] = {f"database {service}": own.database.ping for service, own in ports.items()}
-        for own in ports.values():
-            checks["blob store"] = own.blobs.ping
-            checks["event log"] = own.eventlog.ping
-        if "telemetry" in ports:
-            checks["column store"] = ports["telemetry"].olap.ping
-        answers = await asyncio.gather(*(ping(check) for check in checks.values()))
-        return {**dict(zip(checks, answers, strict=True)), **{f"worker {name}": trouble for name, trouble in workers.health().items()}}
+        checks = dependencies(ports)
+        answers = await asyncio.gather(*(trouble(check) for check in checks.values()))
+        return {**dict(zip(checks, answers, strict=True)), **{f"worker {name}": problem for name, problem in workers.health().items()}}
 
     return ready
 

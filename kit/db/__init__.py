@@ -18,6 +18,7 @@ from sqlalchemy import Executable, Row, event, text
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.pool import QueuePool
 
 from kit.checks import Findings, fault, ok
 from kit.clock import Clock, rfc3339
@@ -223,6 +224,12 @@ class Database:
         """Raise `DatabaseUnavailable` when the database does not answer."""
         async with self.read() as reader:
             await reader.scalar(text("SELECT 1"))
+
+    def connections(self) -> dict[str, tuple[int, int]]:
+        """Return per use (`read`, `write`) how many connections are lent out and how many wait, where there is a pool."""
+        engines = {"read": self.read_engine, "write": self.write_engine}
+        pools = {use: engine.pool for use, engine in engines.items()}
+        return {use: (pool.checkedout(), pool.checkedin()) for use, pool in pools.items() if isinstance(pool, QueuePool)}
 
     def on_outbox(self, listener: Callable[[], None]) -> None:
         """Call `listener` after each commit that wrote an event: the relay need not poll."""

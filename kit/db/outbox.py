@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from datetime import timedelta
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 
 from kit.clock import Clock
 from kit.db import Database
@@ -55,6 +55,15 @@ async def relay_once(database: Database, eventlog: EventLog) -> int:
     async with database.begin() as tx:
         await tx.execute(delete(OUTBOX).where(OUTBOX.c.position.in_([row.position for row in rows])))
     return len(rows)
+
+
+async def waiting(database: Database, clock: Clock) -> tuple[int, float]:
+    """Return how many events wait for the relay, and the age of the oldest in seconds (0 when none waits)."""
+    async with database.read() as reader:
+        row = await reader.first(select(func.count().label("events"), func.min(OUTBOX.c.created_at).label("oldest")))
+    assert row is not None  # a count always has a row
+    oldest = row.oldest
+    return int(row.events), max(0.0, (clock.now() - oldest).total_seconds()) if oldest else 0.0
 
 
 async def forget_seen(database: Database, clock: Clock) -> int:

@@ -51,6 +51,7 @@ class Writer(Worker):
     """The worker. Several may run, in one process or many: each has its own partitions."""
 
     name = "telemetry-writer"
+    reads = ((GROUP, events.RECEIVED),)
 
     def __init__(
         self, *, eventlog: EventLog, database: Database, tables: Tables, clock: Clock, metrics: Metrics, options: WriterOptions

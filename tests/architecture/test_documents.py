@@ -91,3 +91,5 @@ def test_every_metric_is_explained() -> None:
                 declared |= {one.name for one in value if isinstance(one, Metric)}
     assert declared
     assert declared <= listed("metrics.md")
+    mentioned = set(re.findall(r"\blatebind_[a-z_]+", (ROOT / "docs/metrics.md").read_text()))
+    assert {name.removesuffix("_bucket") for name in mentioned} <= declared

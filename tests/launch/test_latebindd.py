@@ -132,6 +132,15 @@ def test_probes_and_metrics_are_where_operators_look(tmp_path: Path) -> None:
         assert "latebind_http_requests_total{" in text
         assert "latebind_worker_healthy{" in text
 
+        def watched() -> bool:
+            shown = client.get(f"{server.internal_url}/metrics").text
+            parts = ('latebind_dependency_up{dependency="column store"} 1.0', 'latebind_outbox_events{service="registry"} 0.0')
+            pool = 'latebind_database_connections{service="deployer",state="in_use",use="read"} 0.0'
+            lag = 'latebind_log_lag_records{group="telemetry-writer",topic="telemetry.received"} 0.0'
+            return all(line in shown for line in (*parts, pool, lag))
+
+        eventually(watched)
+
 
 @pytest.mark.parametrize("part", ["registry", "deployer"])
 def test_one_service_alone_believes_only_the_gateway(part: str, servers: Servers) -> None:
