@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,6 +20,7 @@ SIGNING_KEY_ANNOUNCED = "signing-key.announced"
 VERSION_READIED = "version.readied"
 VERSION_ARCHIVED = "version.archived"
 ALIAS_MOVED = "alias.moved"
+COLLECTION_PUBLISHED = "collection.published"
 DECISION_MADE = "decision.made"
 DEVICE_REPORTED = "device.reported"
 
@@ -56,6 +58,13 @@ def alias_moved(value: bytes) -> tuple[str, str, str, int]:
     """Return account, model, alias and version (0: removed)."""
     message = events_pb2.AliasMoved.FromString(value)
     return message.account, message.model_id, message.alias, message.version
+
+
+def collection_published(account: str, collection: str, revision: int, name: str, model_ids: Iterable[str]) -> bytes:
+    """Return the value of `collection.published`."""
+    return events_pb2.CollectionPublished(
+        account=account, collection=collection, revision=revision, name=name, model_ids=sorted(model_ids)
+    ).SerializeToString()
 
 
 def decision_made(

@@ -13,7 +13,7 @@ from kit.clock import Clock
 from kit.db import Database, Reader
 from kit.errors import PreconditionFailed
 from kit.ids import random_code
-from services.deployer import store, store_devices
+from services.deployer import events, store, store_devices
 from services.deployer.binding import Bound, Compiled, Refusal, Served
 from services.deployer.domain import EMPTY_RULES, Collection, Draft, Revision, collection_etag, document_digest, draft_etag
 from services.deployer.errors import (
@@ -229,7 +229,7 @@ class CollectionService:
             return Publication(None, findings)
         async with self._database.begin() as tx:
             # Looked at again inside: what was checked still holds when it is committed.
-            await store.lock_collection(tx, account, collection)
+            known = _found(await store.lock_collection(tx, account, collection))
             _refuse(await self._problems(tx, account, rules))
             newest = await store.revisions_of(tx, account, collection, before=2**31 - 1, limit=1)
             made = Revision(
@@ -243,6 +243,12 @@ class CollectionService:
                 reverted_to=reverted_to,
             )
             await store.add_revision(tx, account, made, models=rules.models)
+            await tx.emit(
+                events.COLLECTION_PUBLISHED,
+                key=f"{account}/{collection}",
+                account=account,
+                value=events.collection_published(account, collection, made.revision, known.name, rules.models),
+            )
         await self._loader.refresh_all([(account, collection)])
         return Publication(made, findings)
 

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Generic, TypeVar
 
 from kit.errors import PreconditionFailed
+from services.registry.versions.contract import Contract, ContractLevel
 
 #: Slugs of models and names of aliases; a dot, an underscore and a dash may stand inside.
 SLUG_PATTERN = r"^[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?$"
@@ -30,7 +31,10 @@ class Slice(Generic[Item]):
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model of an account. `revision` rises with every change; `last_version` is the highest number given out, 0 for none."""
+    """A model of an account. `revision` rises with every change; `last_version` is the highest number given out, 0 for none.
+
+    `contract_set_at`, `contract_set_by`: when its level was last chosen, and by whom; None: never, so it is `frozen`.
+    """
 
     account: str
     model_id: str
@@ -41,15 +45,18 @@ class Model:
     updated_at: datetime
     revision: int
     last_version: int
+    contract_level: ContractLevel = ContractLevel.FROZEN
+    contract_set_at: datetime | None = None
+    contract_set_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ModelDetails:
-    """A model, its aliases (name to version) and its parameter contract (name to type; None: no version has bound one)."""
+    """A model, its aliases (name to version) and what shows its contract (None: no version has bound one)."""
 
     model: Model
     aliases: dict[str, int] = field(default_factory=dict)
-    contract: dict[str, str] | None = None
+    contract: Contract | None = None
 
 
 @dataclass(frozen=True, slots=True)

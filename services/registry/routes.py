@@ -39,8 +39,10 @@ IfMatch = Annotated[str | None, Header()]
 
 @router.post("", status_code=201)
 async def create_model(caller: Publisher, service: Service, body: NewModel, response: Response) -> ModelView:
-    """Create a model. Its parameter contract is bound by its first version that is committed."""
-    details = await service.create(caller.tenant, body.model_id, description=body.description, labels=body.labels, by=caller.id)
+    """Create a model. Its contract is bound by its first version that is committed; `contract_level` says what later ones may change."""
+    details = await service.create(
+        caller.tenant, body.model_id, description=body.description, labels=body.labels, level=body.contract_level, by=caller.id
+    )
     response.headers["etag"] = entity_tag(details.model.revision)
     return ModelView.with_details(details)
 
@@ -67,8 +69,16 @@ async def get_model(caller: Reader, service: Service, model_id: str, response: R
 async def change_model(
     *, caller: Publisher, service: Service, model_id: str, body: ModelChange, response: Response, if_match: IfMatch = None
 ) -> ModelView:
-    """Change a model's description or labels."""
-    details = await service.change(caller.tenant, model_id, description=body.description, labels=body.labels, if_match=if_match)
+    """Change a model's description, labels or contract level. Who set the level, and when, is kept."""
+    details = await service.change(
+        caller.tenant,
+        model_id,
+        description=body.description,
+        labels=body.labels,
+        level=body.contract_level,
+        if_match=if_match,
+        by=caller.id,
+    )
     response.headers["etag"] = entity_tag(details.model.revision)
     return ModelView.with_details(details)
 

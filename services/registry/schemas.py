@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, Field
 
 from kit.web import Model as WebModel
 from kit.web import Page, encode_page_token
 from services.registry.domain import SLUG_PATTERN, Alias, AliasMove, Model, ModelDetails, Slice
+from services.registry.versions.contract import Contract, ContractLevel, Tensors
 
 Item = TypeVar("Item")
 Shown = TypeVar("Shown")
@@ -44,6 +45,7 @@ class NewModel(WebModel):
     model_id: Slug
     description: Annotated[str, Field(max_length=4000)] = ""
     labels: Labels = Field(default_factory=dict)
+    contract_level: ContractLevel = ContractLevel.FROZEN
 
 
 class ModelChange(WebModel):
@@ -51,6 +53,7 @@ class ModelChange(WebModel):
 
     description: Annotated[str, Field(max_length=4000)] | None = None
     labels: Labels | None = None
+    contract_level: ContractLevel | None = None
 
 
 class ModelSummary(WebModel):
@@ -60,6 +63,7 @@ class ModelSummary(WebModel):
     description: str
     labels: dict[str, str]
     last_version: int | None
+    contract_level: ContractLevel
     created_at: datetime
     created_by: str
     updated_at: datetime
@@ -70,20 +74,71 @@ class ModelSummary(WebModel):
         return cls(**_model_fields(model))
 
 
+class ContractTensor(WebModel):
+    """What an input or output promises. `rank` null: it is not known. `dimensions`: position to name, of those that have one."""
+
+    name: str
+    dtype: str
+    rank: int | None
+    dimensions: dict[str, str]
+
+
+class ContractTensors(WebModel):
+    """What inputs and outputs promise; null: no version has declared them, and no model has been read yet."""
+
+    inputs: list[ContractTensor] | None
+    outputs: list[ContractTensor] | None
+
+    @classmethod
+    def of(cls, contract: Contract) -> ContractTensors:
+        """Show a contract's tensors."""
+        return cls(inputs=_contract_tensors(contract.inputs), outputs=_contract_tensors(contract.outputs))
+
+
+def _contract_tensors(side: Tensors | None) -> list[ContractTensor] | None:
+    if side is None:
+        return None
+    shown = []
+    for name, one in side.items():
+        named = {str(place): symbol for place, symbol in enumerate(one.dimensions or ()) if symbol and one.declared}
+        rank = None if one.dimensions is None else len(one.dimensions)
+        shown.append(ContractTensor(name=name, dtype=one.dtype, rank=rank, dimensions=named))
+    return shown
+
+
 class ModelView(ModelSummary):
-    """A model. `contract` maps each parameter to its type once a version has bound it (docs/adr/0050), else it is null."""
+    """A model. `contract` maps each parameter to its type once a version has bound it (docs/contract.md), else it is null.
+
+    `contract_defaults` are the values that stand in where an older version lacks a parameter; `contract_tensors` what inputs and outputs
+    promise, as far as it is known. `contract_set_at`, `contract_set_by`: who chose the level, and when; null: nobody.
+    """
 
     aliases: dict[str, int]
     contract: dict[str, str] | None
+    contract_defaults: dict[str, Any]
+    contract_tensors: ContractTensors | None
+    contract_set_at: datetime | None
+    contract_set_by: str | None
 
     @classmethod
     def with_details(cls, details: ModelDetails) -> ModelView:
         """Show a model with its aliases and contract."""
-        return cls(**_model_fields(details.model), aliases=details.aliases, contract=details.contract)
+        contract, model = details.contract, details.model
+        return cls(
+            **_model_fields(model),
+            aliases=details.aliases,
+            contract=None if contract is None else {name: one.type for name, one in contract.params.items()},
+            contract_defaults={}
+            if contract is None
+            else {name: one.default for name, one in contract.params.items() if one.default is not None},
+            contract_tensors=None if contract is None else ContractTensors.of(contract),
+            contract_set_at=model.contract_set_at,
+            contract_set_by=model.contract_set_by,
+        )
 
 
 def _model_fields(model: Model) -> dict[str, object]:
-    names = ("model_id", "description", "labels", "created_at", "created_by", "updated_at")
+    names = ("model_id", "description", "labels", "contract_level", "created_at", "created_by", "updated_at")
     return {**{name: getattr(model, name) for name in names}, "last_version": model.last_version or None}
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from kit.clock import Clock
 from kit.db import Database, Transaction
 from services.registry import events, store
 from services.registry.domain import Alias, AliasMove, Model, ModelDetails, Slice, check_match
 from services.registry.errors import AliasNotFound, ModelExists, ModelNotFound, VersionNotReady
 from services.registry.versions import store as versions
+from services.registry.versions.contract import ContractLevel
 from services.registry.versions.domain import VersionState
 from services.registry.versions.errors import VersionNotFound
 
@@ -19,10 +22,12 @@ class ModelService:
         self._database = database
         self._clock = clock
 
-    async def create(self, account: str, model_id: str, *, description: str, labels: dict[str, str], by: str) -> ModelDetails:
+    async def create(
+        self, account: str, model_id: str, *, description: str, labels: dict[str, str], level: ContractLevel, by: str
+    ) -> ModelDetails:
         """Make a model. Raises `ModelExists`."""
         now = self._clock.now()
-        model = Model(account, model_id, description, labels, now, by, now, 1, 0)
+        model = Model(account, model_id, description, labels, now, by, now, 1, 0, level, now, by)
         async with self._database.begin() as tx:
             if not await store.add_model(tx, model):
                 raise ModelExists(f"there is a model {model_id!r} already; add a version to it, or choose another id", model_id=model_id)
@@ -52,16 +57,27 @@ class ModelService:
             return Slice.cut(await store.list_models(reader, account, search=search, after=after, limit=size + 1), size)
 
     async def change(
-        self, account: str, model_id: str, *, description: str | None, labels: dict[str, str] | None, if_match: str | None
+        self,
+        account: str,
+        model_id: str,
+        *,
+        description: str | None,
+        labels: dict[str, str] | None,
+        level: ContractLevel | None,
+        if_match: str | None,
+        by: str,
     ) -> ModelDetails:
-        """Change description or labels. Raises `ModelNotFound`, `PreconditionFailed`."""
-        given = {"description": description, "labels": labels}
+        """Change description, labels or contract level. Raises `ModelNotFound`, `PreconditionFailed`."""
+        given: dict[str, Any] = {"description": description, "labels": labels}
         async with self._database.begin() as tx:
             model = await store.lock_model(tx, account, model_id)
             if model is None:
                 raise _no_model()
             check_match(if_match, model.revision)
-            await store.change_model(tx, model, at=self._clock.now(), **{name: value for name, value in given.items() if value is not None})
+            now = self._clock.now()
+            if level is not None and level is not model.contract_level:
+                given |= {"contract_level": level.value, "contract_set_at": now, "contract_set_by": by}
+            await store.change_model(tx, model, at=now, **{name: value for name, value in given.items() if value is not None})
         return await self.find(account, model_id)
 
     async def put_alias(

@@ -12,20 +12,26 @@ from sqlalchemy.exc import IntegrityError
 from kit.db import Reader, Transaction
 from services.registry.domain import Alias, AliasMove, Model
 from services.registry.tables import ALIAS_MOVES, ALIASES, MODELS
+from services.registry.versions.contract import ContractLevel
 
 _ESCAPE = "\\"
+
+
+def _model(row: Row[Any]) -> Model:
+    fields = dict(row._mapping)
+    return Model(**{**fields, "contract_level": ContractLevel(fields["contract_level"])})
 
 
 async def find_model(reader: Reader, account: str, model_id: str) -> Model | None:
     """Return a model or None."""
     row = await reader.first(select(MODELS).where(MODELS.c.account == account, MODELS.c.model_id == model_id))
-    return None if row is None else Model(**row._mapping)
+    return None if row is None else _model(row)
 
 
 async def lock_model(tx: Transaction, account: str, model_id: str) -> Model | None:
     """Return a model and keep others from changing it, its versions and its aliases until the transaction ends."""
     row = await tx.first(select(MODELS).where(MODELS.c.account == account, MODELS.c.model_id == model_id).with_for_update())
-    return None if row is None else Model(**row._mapping)
+    return None if row is None else _model(row)
 
 
 async def list_models(reader: Reader, account: str, *, search: str, after: str, limit: int) -> Sequence[Model]:
@@ -36,7 +42,7 @@ async def list_models(reader: Reader, account: str, *, search: str, after: str, 
         fields = (MODELS.c.model_id, MODELS.c.description, MODELS.c.labels.cast(MODELS.c.description.type))
         wanted = wanted.where(or_(*(field.ilike(pattern, escape=_ESCAPE) for field in fields)))
     rows = await reader.all(wanted.order_by(MODELS.c.model_id).limit(limit))
-    return [Model(**row._mapping) for row in rows]
+    return [_model(row) for row in rows]
 
 
 async def add_model(tx: Transaction, model: Model) -> bool:
@@ -55,6 +61,9 @@ async def add_model(tx: Transaction, model: Model) -> bool:
                 updated_at=model.updated_at,
                 revision=model.revision,
                 last_version=model.last_version,
+                contract_level=model.contract_level.value,
+                contract_set_at=model.contract_set_at,
+                contract_set_by=model.contract_set_by,
             )
         )
     except IntegrityError:

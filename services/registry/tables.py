@@ -14,6 +14,7 @@ from services.registry.uploads import tables as uploads_tables
 __all__ = [
     "ALIASES",
     "ALIAS_MOVES",
+    "COLLECTION_MODELS",
     "MODELS",
     "PACKAGES",
     "VERSIONS",
@@ -36,10 +37,14 @@ MODELS = Table(
     Column("updated_at", Timestamp, nullable=False),
     Column("revision", Integer, nullable=False),
     Column("last_version", Integer, nullable=False),
+    Column("contract_level", String(20), nullable=False),
+    Column("contract_set_at", Timestamp, nullable=True),
+    Column("contract_set_by", String(40), nullable=True),
     ForeignKeyConstraint(["account"], ["accounts.account"]),
 )
 
-#: `binds_contract`: the version was committed and did not fail, so later ones must have the same parameters (docs/adr/0050).
+#: `binds_contract`: the version was committed and did not fail, so later ones must keep what it promises (docs/adr/0050).
+#: `contract`: all that is promised since this version, by those before it too; `commit_number` orders that (docs/adr/0170).
 VERSIONS = Table(
     "versions",
     metadata,
@@ -60,6 +65,8 @@ VERSIONS = Table(
     Column("committed_by", String(40), nullable=True),
     Column("packaged_at", Timestamp, nullable=True),
     Column("archived_at", Timestamp, nullable=True),
+    Column("commit_number", Integer, nullable=True),
+    Column("contract", Json, nullable=True),
     ForeignKeyConstraint(["account", "model_id"], ["models.account", "models.model_id"]),
 )
 
@@ -108,4 +115,14 @@ PACKAGES = Table(
     Column("envelope", LargeBinary, nullable=False),
     ForeignKeyConstraint(["account", "model_id", "version"], ["versions.account", "versions.model_id", "versions.version"]),
     Index(None, "account", "model_id", "version", "position"),
+)
+
+#: Which collections serve a model, as the deployer told at their last publish.
+COLLECTION_MODELS = Table(
+    "collection_models",
+    metadata,
+    Column("account", String(40), primary_key=True),
+    Column("model_id", String(64), primary_key=True),
+    Column("collection", String(64), primary_key=True),
+    Column("name", String(200), nullable=False),
 )

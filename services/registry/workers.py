@@ -14,7 +14,7 @@ from services.registry.accounts.events import SIGNING_KEY_ANNOUNCED
 from services.registry.accounts.service import AccountService
 from services.registry.catalogue.service import CatalogueService
 from services.registry.uploads.service import UploadService
-from services.registry.versions.events import PACKAGE_BUILT, PACKAGE_FAILED
+from services.registry.versions.events import COLLECTION_PUBLISHED, PACKAGE_BUILT, PACKAGE_FAILED
 from services.registry.versions.service import VersionService
 
 GROUP = "registry"
@@ -31,6 +31,7 @@ def news_consumer(
     take: Mapping[str, Take] = {
         PACKAGE_BUILT: versions.take_built,
         PACKAGE_FAILED: versions.take_failed,
+        COLLECTION_PUBLISHED: versions.take_published,
         SIGNING_KEY_ANNOUNCED: accounts.learn_signing_key,
     }
 

@@ -33,6 +33,7 @@ from services.registry.accounts.bootstrap import ensure_operator_key
 from services.registry.app import create_part
 from services.registry.settings import RegistrySettings
 
+NEWS = ("package.built", "package.failed", "signing-key.announced", "collection.published")
 OPERATOR = Principal(Kind.OPERATOR, "operator0001")
 SERVICE = Principal(Kind.SERVICE, "gateway")
 
@@ -171,9 +172,7 @@ class Registry:
         """Run the registry's consumer until it has read everything."""
         news = self.part.background[0]
         async with running([news], metrics=NullMetrics()) as workers:
-            while any(
-                [await self.ports.eventlog.lag("registry", topic) for topic in ("package.built", "package.failed", "signing-key.announced")]
-            ):
+            while any([await self.ports.eventlog.lag("registry", topic) for topic in NEWS]):
                 assert workers.problems() == []
                 await asyncio.sleep(0.01)
 

@@ -257,6 +257,36 @@ class AliasMoved(google.protobuf.message.Message):
 global___AliasMoved = AliasMoved
 
 @typing.final
+class CollectionPublished(google.protobuf.message.Message):
+    """A revision of a collection is what devices get from now on. model_ids: every model that its rules name."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: builtins.int
+    COLLECTION_FIELD_NUMBER: builtins.int
+    REVISION_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    MODEL_IDS_FIELD_NUMBER: builtins.int
+    account: builtins.str
+    collection: builtins.str
+    revision: builtins.int
+    name: builtins.str
+    @property
+    def model_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        account: builtins.str = ...,
+        collection: builtins.str = ...,
+        revision: builtins.int = ...,
+        name: builtins.str = ...,
+        model_ids: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["account", b"account", "collection", b"collection", "model_ids", b"model_ids", "name", b"name", "revision", b"revision"]) -> None: ...
+
+global___CollectionPublished = CollectionPublished
+
+@typing.final
 class DecisionMade(google.protobuf.message.Message):
     """An answer of resolve other than 304. Written before the answer is sent."""
 

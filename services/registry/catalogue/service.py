@@ -135,7 +135,7 @@ class CatalogueService:
         """Copy an entry's files into the account, and commit them as a version of `model_id` (default: the origin's id).
 
         A model of that id is continued, if the parameter contract allows it. All or nothing, but for copied blobs, which the next try
-        finds. Raises `CatalogueEntryNotFound`, `CatalogueUnreachable`, `CataloguePackageInvalid`, `ParameterContractBroken`.
+        finds. Raises `CatalogueEntryNotFound`, `CatalogueUnreachable`, `CataloguePackageInvalid`, `ContractBroken`.
         """
         source, entry = await self.find(entry_id)
         async with self._takes, open_place(source.location) as place:
@@ -149,7 +149,7 @@ class CatalogueService:
                 tx, account, wanted, description=entry.description or entry.title, labels=entry.labels, by=by
             )
             draft = await self._versions.create_in(tx, model, declaration, by=by)
-            return await self._versions.commit_in(tx, draft, by=by)
+            return await self._versions.commit_in(tx, model, draft, by=by)
 
     async def _fetch_index(self, source_id: str, location: str) -> tuple[str, list[Entry]]:
         async with open_place(location) as place:

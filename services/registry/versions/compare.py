@@ -6,8 +6,10 @@ Engines and operators are known from the signed manifests only; a version that i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from services.registry.versions.contract import Breach, ContractLevel
 
 #: The order in which areas are answered.
 AREAS = ("parameters", "inputs", "outputs", "variants", "engine", "operators", "files", "sizes", "requires", "golden")
@@ -37,10 +39,12 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Differences first, then what is the same; both by area, then by name."""
+    """Differences first, then what is the same; both by area, then by name. `breaches`: promises of the first that the second breaks."""
 
     differences: list[Difference]
     same: list[Fact]
+    contract_level: ContractLevel = ContractLevel.FROZEN
+    breaches: list[Breach] = field(default_factory=list)
 
 
 def compare(before: Facts, after: Facts) -> Comparison:
@@ -63,6 +67,8 @@ def facts_of(declaration: Mapping[str, Any], manifests: Sequence[Mapping[str, An
     for name, param in declaration["params"].items():
         # A file parameter that keeps its path but not its bytes has changed.
         extra = {"sha256": digests[param["value"]]} if param["type"] == "file" else {}
+        if param.get("default") is not None:
+            extra["default"] = param["default"]
         facts["parameters", name] = {"type": param["type"], "value": param["value"], **extra}
     for side in ("inputs", "outputs"):
         tensors = declaration.get(side) or (manifests[0][side] if manifests else [])

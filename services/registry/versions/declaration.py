@@ -173,6 +173,9 @@ def _parameter_faults(declaration: Mapping[str, Any]) -> Iterator[Fault]:
             yield _fault(f"{field}.value", "WRONG_TYPE", f"the value is not of type {kind}; nothing is converted")
         elif kind == "file" and value not in paths:
             yield _fault(f"{field}.value", "NO_SUCH_FILE", "a parameter of type file holds the path of an entry of 'files'")
+        elif (default := param.get("default")) is not None and (kind == "file" or not _is_json(default) or not _VALUES[kind](default)):
+            wrong = "a file has no default: an older version does not carry it" if kind == "file" else f"the default is not of type {kind}"
+            yield _fault(f"{field}.default", "WRONG_TYPE", wrong)
 
 
 def _is_int(value: Any) -> bool:

@@ -1,10 +1,9 @@
-"""Versions and packages as values, and the parameter contract (docs/adr/0050). Pure."""
+"""Versions and packages as values. Pure."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -23,7 +22,10 @@ class VersionState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A version of a model. `declaration` is what docs/topics.md describes, never changed after the commit."""
+    """A version of a model. `declaration` is what docs/topics.md describes, never changed after the commit.
+
+    `commit_number` counts the model's commits; `contract` is what is promised since this one (`contract.py`), None before it.
+    """
 
     account: str
     model_id: str
@@ -42,6 +44,8 @@ class Version:
     committed_by: str | None
     packaged_at: datetime | None
     archived_at: datetime | None
+    commit_number: int | None = None
+    contract: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,30 +114,3 @@ class Failed:
     job_id: str
     code: str
     detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class ParameterChange:
-    """How one parameter breaks the contract: `missing`, `added`, or another `type`. Absent on a side: None."""
-
-    name: str
-    change: str
-    old_type: str | None
-    new_type: str | None
-
-
-def contract_of(declaration: Mapping[str, Any]) -> dict[str, str]:
-    """Return the contract that a declaration fulfils: parameter name to type, by name."""
-    params: Mapping[str, Mapping[str, Any]] = declaration.get("params", {})
-    return {name: str(params[name]["type"]) for name in sorted(params)}
-
-
-def contract_changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[ParameterChange]:
-    """Return each parameter that differs in name or type, by name. Empty: the new one keeps the contract; values do not count."""
-    changes = []
-    for name in sorted(old.keys() | new.keys()):
-        before, after = old.get(name), new.get(name)
-        if before != after:
-            change = "missing" if after is None else "added" if before is None else "type"
-            changes.append(ParameterChange(name, change, before, after))
-    return changes

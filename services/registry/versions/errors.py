@@ -47,7 +47,20 @@ class VersionInUse(Conflict):
     code = "VERSION_IN_USE"
 
 
-class ParameterContractBroken(Conflict):
-    """Parameters differ in name or type from the model's earlier versions; `parameters` lists each with old and new type."""
+class ContractBroken(Conflict):
+    """The version breaks a promise of the model's earlier ones: `breaches` lists each, `collections` those that serve the model.
+
+    `parameters` has the breaches of parameters once more, with old and new type.
+    """
+
+
+class ParameterContractBroken(ContractBroken):
+    """Among the broken promises are names or types of parameters."""
 
     code = "PARAMETER_CONTRACT_BROKEN"
+
+
+class TensorContractBroken(ContractBroken):
+    """Inputs or outputs differ in name, dtype, rank or named dimensions; all parameters are as they were."""
+
+    code = "TENSOR_CONTRACT_BROKEN"

@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from latebind_proto.events_pb2 import CollectionPublished, PackageBuilt, PackageFailed, VersionArchived, VersionCommitted, VersionReadied
 from latebind_proto.events_pb2 import Package as PackageMessage
-from latebind_proto.events_pb2 import PackageBuilt, PackageFailed, VersionArchived, VersionCommitted, VersionReadied
 from services.registry.versions.domain import Built, Failed, Package
 
 VERSION_COMMITTED = "version.committed"
@@ -15,6 +15,7 @@ VERSION_READIED = "version.readied"
 VERSION_ARCHIVED = "version.archived"
 PACKAGE_BUILT = "package.built"
 PACKAGE_FAILED = "package.failed"
+COLLECTION_PUBLISHED = "collection.published"
 
 
 def version_committed(account: str, model_id: str, version: int, *, job_id: str, created_at: str, declaration: dict[str, Any]) -> bytes:
@@ -67,3 +68,9 @@ def read_failed(value: bytes) -> Failed:
     """Return why a version could not be packaged. Raises `DecodeError` for bytes that are not this message."""
     message = PackageFailed.FromString(value)
     return Failed(message.account, message.model_id, message.version, message.job_id, message.code, message.detail)
+
+
+def read_published(value: bytes) -> tuple[str, str, str, list[str]]:
+    """Return account, collection, its name and the models that it serves. Raises `DecodeError` for bytes that are not this message."""
+    message = CollectionPublished.FromString(value)
+    return message.account, message.collection, message.name, list(message.model_ids)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictBool
+from pydantic import Field, SerializerFunctionWrapHandler, StrictBool, model_serializer
 
 from kit.web import Model
 from services.registry.schemas import Why
 from services.registry.versions.compare import Comparison
+from services.registry.versions.contract import ContractLevel
 from services.registry.versions.declaration import with_roles
 from services.registry.versions.domain import Package, PackageSummary, Version, VersionState
 
@@ -44,10 +46,19 @@ class Variant(Model):
 
 
 class Parameter(Model):
-    """A typed constant. The value must be of the type as it is; nothing is converted."""
+    """A typed constant. The value must be of the type as it is; nothing is converted.
+
+    `default` is the value that stands in for it where an older version of the model lacks it (docs/contract.md).
+    """
 
     type: Literal["int", "float", "bool", "string", "int[]", "float[]", "string[]", "json", "file"]
     value: Any
+    default: Any = None
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        shown: dict[str, Any] = handler(self)
+        return {name: value for name, value in shown.items() if name != "default" or value is not None}
 
 
 class Tensor(Model):
@@ -252,8 +263,19 @@ class FactView(Model):
     value: Any
 
 
+class BreachView(Model):
+    """One promise of the model that is broken: `missing`, `added`, `no_default`, `type`, `dtype`, `rank`, or `dimension` at `position`."""
+
+    area: str
+    name: str
+    change: str
+    old: Any
+    new: Any
+    position: int | None
+
+
 class ComparisonView(Model):
-    """What differs between two versions, then what is the same."""
+    """What differs between two versions, then what is the same; and which promises of the first the second breaks at the model's level."""
 
     model_id: str
     from_version: int
@@ -261,6 +283,8 @@ class ComparisonView(Model):
     equal: bool
     differences: list[DifferenceView]
     same: list[FactView]
+    contract_level: ContractLevel
+    breaches: list[BreachView]
 
     @classmethod
     def of(cls, model_id: str, before: int, after: int, comparison: Comparison) -> ComparisonView:
@@ -275,6 +299,8 @@ class ComparisonView(Model):
                 for one in comparison.differences
             ],
             same=[FactView(area=one.area, name=one.name, value=one.value) for one in comparison.same],
+            contract_level=comparison.contract_level,
+            breaches=[BreachView(**asdict(one)) for one in comparison.breaches],
         )
 
 

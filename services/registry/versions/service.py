@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from kit.blobs import BlobNotFound, BlobStore
@@ -20,12 +21,24 @@ from services.registry.events import model_key
 from services.registry.service import ModelService
 from services.registry.versions import events, store
 from services.registry.versions.compare import Comparison, compare, facts_of
+from services.registry.versions.contract import (
+    Breach,
+    Contract,
+    ContractLevel,
+    added_up,
+    breaches,
+    contract_from_json,
+    contract_of,
+    contract_to_json,
+)
 from services.registry.versions.declaration import check_declaration, files_of
-from services.registry.versions.domain import Package, PackageSummary, Version, VersionState, contract_changes, contract_of
+from services.registry.versions.domain import Package, PackageSummary, Version, VersionState
 from services.registry.versions.errors import (
+    ContractBroken,
     FileNotUploaded,
     PackageNotFound,
     ParameterContractBroken,
+    TensorContractBroken,
     VersionInUse,
     VersionNotArchivable,
     VersionNotDraft,
@@ -109,24 +122,27 @@ class VersionService:
     async def commit(self, account: str, model_id: str, version: int, *, if_match: str | None, by: str) -> Version:
         """Close a draft and order its packages. Committing what is committed already answers with its state and orders nothing.
 
-        Raises `ModelNotFound`, `VersionNotFound`, `VersionNotDraft`, `PreconditionFailed`, `ParameterContractBroken`, `FileNotUploaded`.
+        Raises `ModelNotFound`, `VersionNotFound`, `VersionNotDraft`, `PreconditionFailed`, `ContractBroken`, `FileNotUploaded`.
         """
         before, _ = await self.find(account, model_id, version)
         if before.state is VersionState.DRAFT:
             await self._check_files(account, before.declaration)
         async with self._database.begin() as tx:
-            _, draft = await self._lock(tx, account, model_id, version)
+            model, draft = await self._lock(tx, account, model_id, version)
             if draft.state in {VersionState.PACKAGING, VersionState.READY}:
                 return draft
             check_match(if_match, draft.revision)
-            return await self.commit_in(tx, draft, by=by)
+            return await self.commit_in(tx, model, draft, by=by)
 
-    async def commit_in(self, tx: Transaction, draft: Version, *, by: str) -> Version:
-        """Close a draft whose model the transaction has locked. Raises `VersionNotDraft`, `ParameterContractBroken`."""
+    async def commit_in(self, tx: Transaction, model: Model, draft: Version, *, by: str) -> Version:
+        """Close a draft whose model the transaction has locked. Raises `VersionNotDraft`, `ContractBroken`."""
         self._check_draft(draft)
-        contract = await store.find_contract(tx, draft.account, draft.model_id)
-        if contract is not None:
-            _check_contract(contract, draft)
+        promised, contract = await store.find_contract(tx, draft.account, draft.model_id), contract_of(draft.declaration)
+        if promised is not None:
+            broken = breaches(promised, contract, model.contract_level)
+            if broken:
+                raise _broken(broken, model.contract_level, await store.list_collections_of(tx, draft.account, draft.model_id))
+            contract = added_up(promised, contract)
         now = self._clock.now()
         job_id = new_id("j", self._clock)
         committed = await store.change_version(
@@ -138,6 +154,8 @@ class VersionService:
             job_id=job_id,
             committed_at=now,
             committed_by=by,
+            commit_number=await store.next_commit_number(tx, draft.account, draft.model_id),
+            contract=contract_to_json(contract),
         )
         message = events.version_committed(
             draft.account, draft.model_id, draft.version, job_id=job_id, created_at=rfc3339(now), declaration=draft.declaration
@@ -171,18 +189,25 @@ class VersionService:
         return archived
 
     async def compare(self, account: str, model_id: str, before: int, after: int) -> Comparison:
-        """Say what differs between two versions. Raises `ModelNotFound`, `VersionNotFound`."""
-        facts = []
+        """Say what differs between two versions, and which promises of the first the second breaks.
+
+        Raises `ModelNotFound`, `VersionNotFound`.
+        """
+        facts, contracts = [], []
         async with self._database.read() as reader:
-            if await models.find_model(reader, account, model_id) is None:
+            model = await models.find_model(reader, account, model_id)
+            if model is None:
                 raise _no_model()
             for number in (before, after):
                 version = await store.find_version(reader, account, model_id, number)
                 if version is None:
                     raise _no_version()
                 packages = await store.list_packages(reader, account, model_id, number)
-                facts.append(facts_of(version.declaration, [json.loads(package.manifest) for package in packages]))
-        return compare(*facts)
+                manifests = [json.loads(package.manifest) for package in packages]
+                facts.append(facts_of(version.declaration, manifests))
+                contracts.append(contract_of(version.declaration, manifests[0] if manifests else None))
+        level = model.contract_level
+        return replace(compare(*facts), contract_level=level, breaches=breaches(contracts[0], contracts[1], level))
 
     async def packages(self, account: str, model_id: str, version: int) -> tuple[Package, ...]:
         """Return a version's packages whole, in its order of preference. Raises `ModelNotFound`, `VersionNotFound`."""
@@ -226,10 +251,37 @@ class VersionService:
             log.error("what the packager announced does not fit", job_id=built.job_id, problem=problem)
             await self._fail(tx, version, "PACKAGE_INVALID", f"{problem}; commit a new version")
             return
+        contract, broken = await self._learn_tensors(tx, version, json.loads(built.packages[0].manifest))
+        if broken:
+            serving = await store.list_collections_of(tx, version.account, version.model_id)
+            # Only tensors are looked at here, which both levels hold alike.
+            problem_found = _broken(broken, ContractLevel.FROZEN, serving)
+            await self._fail(tx, version, problem_found.code, problem_found.detail)
+            return
         await store.add_packages(tx, built.packages)
-        await store.change_version(tx, version, at=self._clock.now(), state=VersionState.READY.value, packaged_at=self._clock.now())
+        now = self._clock.now()
+        await store.change_version(
+            tx, version, at=now, state=VersionState.READY.value, packaged_at=now, contract=contract_to_json(contract)
+        )
         message = events.version_readied(built.account, built.model_id, built.version, built.packages)
         await self._emit(tx, events.VERSION_READIED, version, message)
+
+    async def take_published(self, tx: Transaction, record: Record) -> None:
+        """A collection was published: note which models it serves."""
+        account, collection, name, model_ids = events.read_published(record.value)
+        await store.set_collection_models(tx, account, collection, name, model_ids)
+
+    async def _learn_tensors(self, tx: Transaction, version: Version, manifest: Mapping[str, Any]) -> tuple[Contract, Sequence[Breach]]:
+        """Return what the version promises now that its model was read, and which promises of others its tensors break.
+
+        Parameters were judged at the commit; a version that was committed later may have added some since.
+        """
+        read = contract_of(version.declaration, manifest)
+        own = contract_from_json(version.contract) if version.contract else read
+        promised = await store.find_contract(tx, version.account, version.model_id, without=version.version)
+        others = Contract({}, None, None) if promised is None else Contract({}, promised.inputs, promised.outputs)
+        tensors = added_up(others, read)
+        return Contract(own.params, tensors.inputs, tensors.outputs), breaches(others, replace(read, params={}), ContractLevel.FROZEN)
 
     async def take_failed(self, tx: Transaction, record: Record) -> None:
         """The packager gave up: the version failed, and binds no contract any more."""
@@ -294,15 +346,22 @@ class VersionService:
             raise VersionNotDraft(f"version {version.version} is {version.state}; make a new version instead", state=version.state)
 
 
-def _check_contract(contract: Mapping[str, str], draft: Version) -> None:
-    changes = contract_changes(contract, contract_of(draft.declaration))
-    if changes:
-        named = ", ".join(f"{one.name} ({one.old_type or 'absent'} → {one.new_type or 'absent'})" for one in changes[:5])
-        raise ParameterContractBroken(
-            f"names and types of parameters stay the same across the versions of a model; these differ: {named}."
-            " Declare them as before, or make a new model.",
-            parameters=[{"name": one.name, "change": one.change, "old_type": one.old_type, "new_type": one.new_type} for one in changes],
-        )
+def _broken(found: Sequence[Breach], level: ContractLevel, collections: Sequence[Mapping[str, str]]) -> ContractBroken:
+    """Return the error that lists every breach, and who would feel it."""
+    parameters = [one for one in found if one.area == "parameters"]
+    served = f" It is served by {', '.join(one['id'] for one in collections)}." if collections else ""
+    rule = "may be added with a default, and nothing else may change" if level is ContractLevel.ADDITIVE else "stay the same"
+    what = "parameters" if parameters else "inputs and outputs"
+    if not parameters:
+        rule = "keep their names, dtypes, ranks and named dimensions"
+    return (ParameterContractBroken if parameters else TensorContractBroken)(
+        f"{what} {rule} across the versions of a model; these break it: {', '.join(str(one) for one in found)}.{served}"
+        " Declare them as before, or make a new model.",
+        breaches=[asdict(one) for one in found],
+        parameters=[{"name": one.name, "change": one.change, "old_type": one.old, "new_type": one.new} for one in parameters],
+        collections=list(collections),
+        contract_level=level.value,
+    )
 
 
 def _no_model() -> ModelNotFound:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, insert, select, update
+from sqlalchemy import ColumnElement, Row, and_, delete, func, insert, select, update
 
 from kit.db import Reader, Transaction
-from services.registry.tables import PACKAGES, VERSIONS
-from services.registry.versions.domain import Package, PackageSummary, Version, VersionState, contract_of
+from services.registry.tables import COLLECTION_MODELS, PACKAGES, VERSIONS
+from services.registry.versions.contract import Contract, contract_from_json, contract_of
+from services.registry.versions.domain import Package, PackageSummary, Version, VersionState
+
+#: Versions whose contract is looked through at a time: the first one nearly always has it all.
+_CONTRACTS_AT_ONCE = 20
 
 
 def _version(row: Row[Any]) -> Version:
@@ -75,13 +80,60 @@ async def change_version(tx: Transaction, version: Version, *, at: datetime, **v
     return changed
 
 
-async def find_contract(reader: Reader, account: str, model_id: str) -> dict[str, str] | None:
-    """Return the parameter contract that later versions must keep; None while no version binds one."""
-    wanted = select(VERSIONS.c.declaration).where(
-        VERSIONS.c.account == account, VERSIONS.c.model_id == model_id, VERSIONS.c.binds_contract.is_(True)
+async def find_contract(reader: Reader, account: str, model_id: str, *, without: int = 0) -> Contract | None:
+    """Return what a version must keep; None while no version (other than `without`) binds anything.
+
+    The newest commit knows all parameters. Tensors that it does not know yet (it is being packaged) are those of the one before it.
+    """
+    here = VERSIONS.c
+    wanted = select(here.version, here.contract).where(
+        here.account == account, here.model_id == model_id, here.binds_contract.is_(True), here.version != without
     )
-    row = await reader.first(wanted.order_by(VERSIONS.c.version).limit(1))
-    return None if row is None else contract_of(row.declaration)
+    wanted = wanted.order_by(_commit_number().desc(), here.version.desc())
+    params, inputs, outputs, skip = None, None, None, 0
+    while rows := await reader.all(wanted.offset(skip).limit(_CONTRACTS_AT_ONCE)):
+        for row in rows:
+            contract = contract_from_json(row.contract) if row.contract else await _old_contract(reader, account, model_id, row.version)
+            params = contract.params if params is None else params
+            inputs, outputs = inputs or contract.inputs, outputs or contract.outputs
+            if inputs is not None and outputs is not None:
+                return Contract(params, inputs, outputs)
+        skip += len(rows)
+    return None if params is None else Contract(params, inputs, outputs)
+
+
+async def next_commit_number(tx: Transaction, account: str, model_id: str) -> int:
+    """Return the number of a model's next commit; the transaction has locked the model."""
+    wanted = select(func.max(_commit_number())).where(VERSIONS.c.account == account, VERSIONS.c.model_id == model_id)
+    return int(await tx.scalar(wanted) or 0) + 1
+
+
+def _commit_number() -> ColumnElement[int]:
+    return func.coalesce(VERSIONS.c.commit_number, 0)
+
+
+async def _old_contract(reader: Reader, account: str, model_id: str, version: int) -> Contract:
+    """Return the contract of a version that was committed before contracts were stored: they were all equal in their parameters."""
+    found = await find_version(reader, account, model_id, version)
+    assert found is not None
+    packages = await list_packages(reader, account, model_id, version)
+    return contract_of(found.declaration, json.loads(packages[0].manifest) if packages else None)
+
+
+async def set_collection_models(tx: Transaction, account: str, collection: str, name: str, model_ids: Sequence[str]) -> None:
+    """Note which models a collection serves since its last publish."""
+    here = COLLECTION_MODELS.c
+    await tx.execute(delete(COLLECTION_MODELS).where(here.account == account, here.collection == collection))
+    rows = [{"account": account, "model_id": model_id, "collection": collection, "name": name} for model_id in sorted(set(model_ids))]
+    if rows:
+        await tx.execute(insert(COLLECTION_MODELS), rows)
+
+
+async def list_collections_of(reader: Reader, account: str, model_id: str) -> Sequence[Mapping[str, str]]:
+    """Return id and name of the collections that serve a model, by id."""
+    here = COLLECTION_MODELS.c
+    wanted = select(here.collection, here.name).where(here.account == account, here.model_id == model_id)
+    return [{"id": row.collection, "name": row.name} for row in await reader.all(wanted.order_by(here.collection))]
 
 
 async def add_packages(tx: Transaction, packages: Sequence[Package]) -> None:

@@ -131,6 +131,18 @@ def parse_param(text: str) -> tuple[str, dict[str, Any]]:
         raise DeclarationInvalid(f"{value!r} is no {kind} (parameter {match['name']})") from error
 
 
+def parse_default(text: str, params: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """`T=0.5` as the parameter T with the value that stands in for it in versions without it; `params` knows its type."""
+    name, separator, value = text.partition("=")
+    if not separator or name not in params:
+        raise DeclarationInvalid(f"{text!r} is no default: write NAME=VALUE, with the name of a parameter of this push")
+    kind = params[name]["type"]
+    try:
+        return name, {**params[name], "default": _value(kind, value)}
+    except ValueError as error:
+        raise DeclarationInvalid(f"{value!r} is no {kind} (default of parameter {name})") from error
+
+
 def parse_tensor(text: str) -> dict[str, Any]:
     """`image:float32[1,height,?,3]` as a declaration; `?` is a size that nobody knows, a name one that is open."""
     match = _TENSOR.fullmatch(text.replace(" ", ""))
@@ -249,9 +261,11 @@ def _read_file(entry: Any, base: Path) -> LocalFile:
 
 
 def _read_param(name: str, entry: Any) -> tuple[str, dict[str, Any]]:
-    if isinstance(entry, dict) and set(entry) == {"type", "value"} and entry["type"] in PARAM_TYPES:
+    if isinstance(entry, dict) and {"type", "value"} <= set(entry) <= {"type", "value", "default"} and entry["type"] in PARAM_TYPES:
         return str(name), dict(entry)
-    raise DeclarationInvalid(f"the parameter {name!r} in latebind.yaml needs `type` ({', '.join(PARAM_TYPES)}) and `value`")
+    raise DeclarationInvalid(
+        f"the parameter {name!r} in latebind.yaml needs `type` ({', '.join(PARAM_TYPES)}) and `value`, and may have a `default`"
+    )
 
 
 def _read_tensor(entry: Any) -> Mapping[str, Any]:

@@ -73,9 +73,11 @@ class Keys(Group):
 class Models(Group):
     """Models, their versions and aliases (`/v1/models`)."""
 
-    def create(self, model_id: str, *, description: str = "", labels: Mapping[str, str] | None = None) -> Json:
-        """Create a model. Raises Conflict (MODEL_EXISTS)."""
-        body = {"model_id": model_id, "description": description, "labels": dict(labels or {})}
+    def create(
+        self, model_id: str, *, description: str = "", labels: Mapping[str, str] | None = None, contract_level: str = "frozen"
+    ) -> Json:
+        """Create a model. `contract_level` is `frozen` or `additive` (docs/contract.md). Raises Conflict (MODEL_EXISTS)."""
+        body = {"model_id": model_id, "description": description, "labels": dict(labels or {}), "contract_level": contract_level}
         answer: Json = self._session.post("/v1/models", body)
         return answer
 
@@ -84,6 +86,12 @@ class Models(Group):
         with contextlib.suppress(Conflict):
             return self.create(model_id, description=description, labels=labels)
         return self.get(model_id)
+
+    def change(self, model_id: str, **fields: Any) -> Json:
+        """Change `description`, `labels` or `contract_level`; what is left out or None stays. Raises NotFound."""
+        body = {name: value for name, value in fields.items() if value is not None}
+        answer: Json = self._session.patch(self._path(model_id), body)
+        return answer
 
     def list(self, *, search: str = "") -> Iterator[Json]:
         """All models, or those with a text in id, description or labels."""
@@ -123,7 +131,7 @@ class Models(Group):
     def commit(self, model_id: str, version: int) -> Json:
         """Commit a draft: it is packaged from now on and never changes again; the answer names the `job_id`.
 
-        Raises ParameterContractBroken.
+        Raises ParameterContractBroken, TensorContractBroken.
         """
         answer: Json = self._session.post(f"{self._path(model_id, version)}:commit")
         return answer

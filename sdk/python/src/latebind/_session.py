@@ -79,6 +79,10 @@ class Session:
         """PUT; the parsed body. `if_match` is the ETag of the state that is replaced."""
         return _parsed(self.request("PUT", path, body=body, headers={"if-match": if_match} if if_match else None))
 
+    def patch(self, path: str, body: Mapping[str, Any]) -> Any:
+        """PATCH with members to replace, so that repeating it changes nothing; the parsed body."""
+        return _parsed(self.request("PATCH", path, body=body))
+
     def delete(self, path: str, **params: Any) -> Any:
         """DELETE; the parsed body, or None for an empty answer."""
         return _parsed(self.request("DELETE", path, params=params))

@@ -151,7 +151,11 @@ class InstallMismatch(Forbidden, code="INSTALL_MISMATCH"):
 
 
 class ParameterContractBroken(Conflict, code="PARAMETER_CONTRACT_BROKEN"):
-    """A version changes names or types of the model's parameters; `extra` lists each."""
+    """A version breaks what the model's earlier ones promise of parameters; `extra` has every breach and the collections that serve it."""
+
+
+class TensorContractBroken(Conflict, code="TENSOR_CONTRACT_BROKEN"):
+    """As `ParameterContractBroken`, and only inputs or outputs differ: in name, dtype, rank or named dimensions."""
 
 
 class TelemetryInvalid(InvalidRequest, code="TELEMETRY_INVALID"):

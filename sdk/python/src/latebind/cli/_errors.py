@@ -5,7 +5,9 @@ The numbers are stable; docs/cli.md lists them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
+from typing import Any
 
 from latebind import errors
 from latebind._declaration import DeclarationInvalid
@@ -77,6 +79,7 @@ _HINTS = {
     "UNAUTHENTICATED": "log in with a key that is valid: latebind login SERVER",
     "FORBIDDEN": "use a key with a higher scope: latebind api-key create --scope publish (needs an admin key)",
     "PARAMETER_CONTRACT_BROKEN": "keep names and types as they are (latebind model show MODEL lists them), or start a new model id",
+    "TENSOR_CONTRACT_BROKEN": "export the model with the inputs and outputs it had (latebind model show MODEL), or start a new model id",
     "RULES_INVALID": "correct the rules (docs/rules.md) and try again: latebind collection edit COLLECTION",
     "VERSION_NOT_READY": "latebind model versions MODEL shows the states; check the names in the rules",
     "COLLECTION_NOT_FOUND": "latebind collection list shows the ids; a collection answers after latebind collection publish",
@@ -135,9 +138,21 @@ def details_of(error: LatebindError) -> list[str]:
     for one in error.extra.get("packages") or []:
         name = f"{one.get('model_id')} v{one.get('version')} {one.get('variant')}"
         lines.append(f"{name}: {one.get('condition')} needs {one.get('needed')}, the device has {one.get('reported')}")
-    for one in error.extra.get("parameters") or []:
-        lines.append(f"{one.get('name')}: {one.get('old_type') or 'absent'} → {one.get('new_type') or 'absent'}")
+    lines += [breach_text(one) for one in error.extra.get("breaches") or []]
+    for one in error.extra.get("collections") or []:
+        lines.append(f"served by collection {one.get('id')} {one.get('name')}")
     return lines
+
+
+def breach_text(breach: Mapping[str, Any]) -> str:
+    """One broken promise of a model (docs/contract.md) in words: `S: int → float`."""
+    kind = {"inputs": "input ", "outputs": "output "}.get(str(breach.get("area")), "")
+    place, nothing = "", "absent"
+    if breach.get("position") is not None:
+        place, nothing = f" dimension {breach['position']}", "unnamed"
+    sides = [nothing if breach.get(side) is None else str(breach[side]) for side in ("old", "new")]
+    more = " (a new parameter needs a default)" if breach.get("change") == "no_default" else ""
+    return f"{kind}{breach.get('name')}{place}: {' → '.join(sides)}{more}"
 
 
 def as_json(error: LatebindError) -> dict[str, object]:

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from itertools import islice
 from typing import Annotated, Any
 
 import typer
 
-from latebind.cli._errors import CommandError
+from latebind.cli._errors import CommandError, breach_text
 from latebind.cli._output import Columns, Output, shape_text, short, size_text
 from latebind.cli._state import AsJson, Limit, begin
 
 model_app = typer.Typer()
 alias_app = typer.Typer()
 
+_CONTRACT = "What new versions may change of the parameters: nothing (frozen), or add some with a default (additive)."
+
+
+class ContractLevel(StrEnum):
+    """Levels of docs/contract.md."""
+
+    FROZEN = "frozen"
+    ADDITIVE = "additive"
+
+
+Contract = Annotated[ContractLevel, typer.Option(help=_CONTRACT)]
 ModelId = Annotated[str, typer.Argument(metavar="MODEL", help="Model id.")]
 Version = Annotated[int, typer.Argument(min=1, metavar="VERSION")]
 
@@ -26,14 +39,36 @@ def create(
     model: ModelId,
     description: Annotated[str, typer.Option(help="What it does.")] = "",
     label: Annotated[list[str] | None, typer.Option(help="KEY=VALUE; may be repeated.")] = None,
+    contract: Contract = ContractLevel.FROZEN,
     as_json: AsJson = False,
 ) -> None:
     """Create a model. (`latebind push` does this by itself.)"""
     client, out = begin(ctx, as_json)
     labels = dict(_pair(text) for text in label or [])
     with client:
-        made = client.models.create(model, description=description, labels=labels)
+        made = client.models.create(model, description=description, labels=labels, contract_level=contract.value)
     out.emit(made, lambda: out.done(f"model {model} is there; next: latebind push FILE --model {model}"))
+
+
+@model_app.command("set")
+def set_model(
+    ctx: typer.Context,
+    *,
+    model: ModelId,
+    description: Annotated[str | None, typer.Option(help="What it does.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="KEY=VALUE; may be repeated, and replaces all labels.")] = None,
+    contract: Annotated[ContractLevel | None, typer.Option(help=_CONTRACT)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change a model's description, labels or contract level; what is left out stays."""
+    if description is None and label is None and contract is None:
+        raise CommandError("nothing is to be set", hint=f"latebind model set {model} --contract additive")
+    client, out = begin(ctx, as_json)
+    labels = None if label is None else dict(_pair(text) for text in label)
+    level = None if contract is None else contract.value
+    with client:
+        changed = client.models.change(model, description=description, labels=labels, contract_level=level)
+    out.emit(changed, lambda: _show_model(out, changed))
 
 
 @model_app.command("list")
@@ -72,7 +107,10 @@ def show(
 
 
 def _show_model(out: Output, model: dict[str, Any]) -> None:
-    contract = ", ".join(f"{name}: {kind}" for name, kind in (model["contract"] or {}).items())
+    defaults: Mapping[str, Any] = model["contract_defaults"]
+    stands_in = {name: f" (where it lacks: {json.dumps(value)})" for name, value in defaults.items()}
+    contract = ", ".join(f"{name}: {kind}{stands_in.get(name, '')}" for name, kind in (model["contract"] or {}).items())
+    tensors = model["contract_tensors"] or {}
     aliases = ", ".join(f"{name} → v{version}" for name, version in model["aliases"].items())
     facts = {
         "model": model["model_id"],
@@ -80,10 +118,22 @@ def _show_model(out: Output, model: dict[str, Any]) -> None:
         "labels": model["labels"] or None,
         "last version": model["last_version"],
         "aliases": aliases or None,
+        "contract": f"{model['contract_level']}, set {model['contract_set_at']} by {model['contract_set_by']}"
+        if model["contract_set_at"]
+        else model["contract_level"],
         "parameters": contract or None,
+        "inputs": "; ".join(_promise(one) for one in tensors.get("inputs") or []) or None,
+        "outputs": "; ".join(_promise(one) for one in tensors.get("outputs") or []) or None,
         "created": model["created_at"],
     }
     out.facts(facts)
+
+
+def _promise(tensor: Mapping[str, Any]) -> str:
+    """What the contract says of a tensor: `image float32 [N, ·, ·, ·]`."""
+    if tensor["rank"] is None:
+        return f"{tensor['name']} {tensor['dtype']}"
+    return f"{tensor['name']} {tensor['dtype']} [{', '.join(tensor['dimensions'].get(str(at), '·') for at in range(tensor['rank']))}]"
 
 
 def _show_version(out: Output, version: dict[str, Any], packages: Sequence[dict[str, Any]]) -> None:
@@ -133,7 +183,7 @@ def versions(ctx: typer.Context, model: ModelId, limit: Limit = 50, as_json: AsJ
 
 @model_app.command("compare")
 def compare(ctx: typer.Context, model: ModelId, version: Version, to: Version, as_json: AsJson = False) -> None:
-    """Say what differs between two versions: parameters, tensors, engines, operators, files, sizes."""
+    """Say what differs between two versions (parameters, tensors, engines, operators, files, sizes), and what of it breaks the contract."""
     client, out = begin(ctx, as_json)
     with client:
         found = client.models.compare(model, version, to)
@@ -144,6 +194,8 @@ def compare(ctx: typer.Context, model: ModelId, version: Version, to: Version, a
             out.table(["area", "name", "change", f"v{version}", f"v{to}"], rows)
         else:
             out.say(f"v{version} and v{to} of {model} do not differ")
+        for one in found["breaches"]:
+            out.warn(f"breaks the contract ({found['contract_level']}): {breach_text(one)}")
         out.note(f"{len(found['same'])} things are the same (--json lists them)")
 
     out.emit(found, show)

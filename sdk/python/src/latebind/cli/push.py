@@ -10,7 +10,17 @@ import typer
 import yaml
 
 import latebind
-from latebind._declaration import LocalVariant, Push, parse_file, parse_param, parse_tensor, parse_variant, read_document, with_file_params
+from latebind._declaration import (
+    LocalVariant,
+    Push,
+    parse_default,
+    parse_file,
+    parse_param,
+    parse_tensor,
+    parse_variant,
+    read_document,
+    with_file_params,
+)
 from latebind.cli._errors import CommandError
 from latebind.cli._output import Output
 from latebind.cli._state import AsJson, begin
@@ -31,6 +41,9 @@ def push(
     param: Annotated[
         list[str] | None, typer.Option("--param", "-p", help="NAME:TYPE=VALUE, such as S:int=13 or labels:file=coco.labels.")
     ] = None,
+    default: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE: what stands in for a parameter in versions that lack it (contract additive).")
+    ] = None,
     inputs: Annotated[
         list[str] | None, typer.Option("--input", help="NAME:DTYPE[SIZES], such as image:float32[1,416,416,3]; ? is open.")
     ] = None,
@@ -49,6 +62,7 @@ def push(
     [bold]latebind push model.onnx --model digits --param classes:int=10 --param labels:file=labels.txt --alias stable[/bold]
     """
     base, files = _base(files or [])
+    params = {**base.params, **dict(parse_param(text) for text in param or [])}
     given = replace(
         base,
         model_id=model or base.model_id,
@@ -58,7 +72,7 @@ def push(
             *(LocalVariant(None, (parse_file(str(path)),)) for path in files),
         ),
         files=(*base.files, *(parse_file(text) for text in aux or [])),
-        params={**base.params, **dict(parse_param(text) for text in param or [])},
+        params={**params, **dict(parse_default(text, params) for text in default or [])},
         inputs=tuple(parse_tensor(text) for text in inputs or []) or base.inputs,
         outputs=tuple(parse_tensor(text) for text in outputs or []) or base.outputs,
         requires={**base.requires, **dict(_requirement(text) for text in require or [])},
