@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 #: The request id; empty outside a request.
 request_id: ContextVar[str] = ContextVar("request_id", default="")
@@ -32,6 +33,10 @@ EVERY_ACCOUNT = "*"
 #: Whose rows the database may show and change: an account, "" for none, or `EVERY_ACCOUNT`. Every request sets it from its sealed
 #: principal (`kit.web`, the device applications); outside a request there is no caller to protect anybody from.
 account_scope: ContextVar[str] = ContextVar("account_scope", default=EVERY_ACCOUNT)
+
+#: Set by work that only the holder of a lease may do (`kit.db.lease`): asked at the start of every write transaction, it raises when the
+#: lease was lost.
+write_fence: ContextVar[Callable[[Any], Awaitable[None]] | None] = ContextVar("write_fence", default=None)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 from kit.blobs import BlobStore, open_blobs
 from kit.clock import Clock
 from kit.db import Database, open_database
+from kit.db.lease import Lease
 from kit.eventlog import EventLog, open_eventlog
 from kit.http import ASGIApp
 from kit.identity import PrincipalSeal
@@ -93,6 +94,12 @@ class Ports:
     seal: PrincipalSeal
     secrets: Secrets
     holder: str
+    #: Held by one process of the service at a time: the one that relays the outbox and does the periodic work.
+    lease: Lease = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Make what follows from the rest."""
+        object.__setattr__(self, "lease", Lease(self.database, self.clock, name="background", holder=self.holder))
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from kit.blobs import BlobStore, open_blobs
 from kit.blobs.links import create_links_app
 from kit.clock import Clock, SystemClock
 from kit.db.idempotency import forget_answers
+from kit.db.lease import leased
 from kit.db.migrate import migrate
 from kit.db.outbox import forget_seen, outbox_relay
 from kit.identity import PrincipalSeal
@@ -39,7 +40,7 @@ from kit.metrics import CONTENT_TYPE, KIT_METRICS, Metrics, PrometheusMetrics
 from kit.ports import Part, Ports, PortSettings, open_ports
 from kit.tracing import traced_app, tracing
 from kit.watch import dependencies, trouble, watch
-from kit.workers import Periodic, Worker, Workers, running
+from kit.workers import Worker, Workers, running
 from services.deployer.app import create_part as create_deployer
 from services.deployer.settings import DeployerSettings
 from services.packager.app import create_part as create_packager
@@ -189,8 +190,8 @@ def _workers(parts: Mapping[str, Part], ports: Mapping[str, Ports], only: Only) 
             workers += part.beside_api
         if only != "api":
             workers += part.background
-            workers.append(outbox_relay(service, own.database, own.eventlog, own.clock, holder=own.holder))
-            workers.append(Periodic(f"{service}-forget-seen", _CLEAN_UP_S, _clean_up(own)))
+            workers.append(outbox_relay(service, own.database, own.eventlog, own.lease, own.clock))
+            workers.append(leased(own.lease, f"{service}-forget-seen", _CLEAN_UP_S, _clean_up(own), clock=own.clock))
     return workers
 
 

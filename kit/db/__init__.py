@@ -11,6 +11,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,11 +23,13 @@ from sqlalchemy.pool import QueuePool
 
 from kit.checks import Findings, fault, ok
 from kit.clock import Clock, rfc3339
-from kit.context import idempotency_claim, request_id
+from kit.context import idempotency_claim, request_id, write_fence
 from kit.db.system import IDEMPOTENCY, OUTBOX, SEEN
 from kit.errors import Conflict, Unavailable
 from kit.ids import new_id
 from kit.tracing import record_headers
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class DatabaseUnavailable(Unavailable):
@@ -45,8 +48,13 @@ class IdempotencyInFlight(Conflict):
 class Reader:
     """Runs statements that read. Rows come back as SQLAlchemy rows, in a consistent snapshot per `read()`."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
-        self._connection = connection
+    def __init__(self, connection: AsyncConnection, clock: Clock, dialect: Dialect) -> None:
+        self._connection, self._clock, self._dialect = connection, clock, dialect
+
+    async def database_now(self) -> datetime:
+        """Return the moment by the database's own clock: one for all processes that share it."""
+        asked = self._dialect.clock()
+        return self._clock.now() if asked is None else _EPOCH + timedelta(microseconds=await self.scalar(asked))
 
     async def all(self, statement: Executable) -> Sequence[Row[Any]]:
         """Return every row."""
@@ -64,10 +72,7 @@ class Reader:
 class Transaction(Reader):
     """A write transaction: what it checked still holds when it commits. Facts and their events go in together."""
 
-    def __init__(self, connection: AsyncConnection, clock: Clock) -> None:
-        super().__init__(connection)
-        self._clock = clock
-        self.emitted = False
+    emitted = False
 
     async def execute(self, statement: Executable, rows: Sequence[Mapping[str, Any]] | None = None) -> CursorResult[Any]:
         """Run an INSERT, UPDATE or DELETE, once per entry of `rows` when given. Raises `IntegrityError` on a broken constraint."""
@@ -124,6 +129,10 @@ class Dialect:
 
     def at_start(self, *, writes: bool) -> Executable | None:
         """Return the statement that every transaction starts with."""
+        return None
+
+    def clock(self) -> Executable | None:
+        """Return the statement that reads the server's clock (microseconds since 1970). None: there is no server but this machine."""
         return None
 
     def unavailable(self, error: DBAPIError) -> bool:
@@ -194,7 +203,9 @@ class Database:
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[Transaction]:
         async with self._connected(self.write_engine, writes=True) as connection:
-            transaction = Transaction(connection, self._clock)
+            transaction = Transaction(connection, self._clock, self.dialect)
+            if (fence := write_fence.get()) is not None:
+                await fence(transaction)
             await transaction.claim_idempotency_key()
             yield transaction
 
@@ -202,7 +213,7 @@ class Database:
     async def read(self) -> AsyncIterator[Reader]:
         """Open a read-only snapshot. Raises `DatabaseUnavailable` when the database cannot be reached."""
         async with self._connected(self.read_engine, writes=False) as connection:
-            yield Reader(connection)
+            yield Reader(connection, self._clock, self.dialect)
 
     @asynccontextmanager
     async def _connected(self, engine: AsyncEngine, *, writes: bool) -> AsyncIterator[AsyncConnection]:

@@ -61,6 +61,10 @@ class PostgresDialect(Dialect):
             return text(statement).bindparams(scope=scope, purpose=_TURN, number=self._number)
         return text("SELECT set_config('latebind.account', :scope, true)").bindparams(scope=scope)
 
+    def clock(self) -> Executable:
+        """Read the server's clock, which moves on inside a transaction."""
+        return text("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
+
     def unavailable(self, error: DBAPIError) -> bool:
         """Judge by the class of the SQLSTATE; an error without one came from the connection."""
         state = getattr(error.orig, "sqlstate", None)

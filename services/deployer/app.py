@@ -59,5 +59,5 @@ def create_part(settings: DeployerSettings, ports: Ports) -> Part:
             look_every_s=settings.look_every_s,
             last_seen_every_s=settings.last_seen_every_s,
         ),
-        background=background(loader, fleet, eventlog=ports.eventlog, clock=ports.clock, metrics=ports.metrics),
+        background=background(ports.lease, loader, fleet, eventlog=ports.eventlog, clock=ports.clock, metrics=ports.metrics),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kit.clock import Clock
+from kit.db.lease import Lease, leased
 from kit.eventlog import EventLog
 from kit.metrics import Metrics
 from kit.workers import Periodic, Stop, Worker, consume
@@ -68,10 +69,12 @@ def beside_api(
     return (SnapshotWorker(loader, snapshot, resolver, clock, look_every_s), SightingsWorker(fleet, last_seen_every_s, clock))
 
 
-def background(loader: Loader, fleet: FleetService, *, eventlog: EventLog, clock: Clock, metrics: Metrics) -> Sequence[Worker]:
+def background(
+    lease: Lease, loader: Loader, fleet: FleetService, *, eventlog: EventLog, clock: Clock, metrics: Metrics
+) -> Sequence[Worker]:
     """Return what runs once or more anywhere."""
     return (
         consume(eventlog, CONSUMER, events.CATALOGUE_TOPICS, loader.apply, max_records=100, clock=clock, metrics=metrics),
         consume(eventlog, DEVICES, events.DEVICE_TOPICS, fleet.keep, max_records=1_000, linger_s=_LINGER_S, clock=clock, metrics=metrics),
-        Periodic("deployer-clean-up", _CLEAN_UP_S, fleet.forget, clock=clock),
+        leased(lease, "deployer-clean-up", _CLEAN_UP_S, fleet.forget, clock=clock),
     )

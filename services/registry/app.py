@@ -64,7 +64,8 @@ def create_part(settings: RegistrySettings, ports: Ports) -> Part:
     api.state.uploads = uploads
     api.state.catalogue = catalogue
     news = news_consumer(database, ports.eventlog, accounts, versions, clock=clock, metrics=ports.metrics)
+    refresh_s = settings.catalogue_refresh_s
     return Part(
         DeviceFront(api, versions, seal=ports.seal, cache_bytes=settings.package_cache_bytes),
-        background=[news, *periodic_workers(enrolment, uploads, catalogue, refresh_s=settings.catalogue_refresh_s)],
+        background=[news, *periodic_workers(ports.lease, enrolment, uploads, catalogue, clock=clock, refresh_s=refresh_s)],
     )

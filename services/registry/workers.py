@@ -6,9 +6,10 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from kit.clock import Clock
 from kit.db import Database, Transaction
+from kit.db.lease import Lease, leased
 from kit.eventlog import Batch, EventLog, Record
 from kit.metrics import Metrics
-from kit.workers import Periodic, Worker, consume
+from kit.workers import Worker, consume
 from services.registry.accounts.enrolment.service import EnrolmentService
 from services.registry.accounts.events import SIGNING_KEY_ANNOUNCED
 from services.registry.accounts.service import AccountService
@@ -44,10 +45,12 @@ def news_consumer(
     return consume(eventlog, GROUP, sorted(take), handle, name="registry-news", clock=clock, metrics=metrics)
 
 
-def periodic_workers(enrolment: EnrolmentService, uploads: UploadService, catalogue: CatalogueService, *, refresh_s: float) -> list[Worker]:
-    """Return the work that is done now and then. Doing it in several processes at once is harmless."""
+def periodic_workers(
+    lease: Lease, enrolment: EnrolmentService, uploads: UploadService, catalogue: CatalogueService, *, clock: Clock, refresh_s: float
+) -> list[Worker]:
+    """Return the work that is done now and then, by one process at a time."""
     return [
-        Periodic("registry-nonces", _NONCES_S, enrolment.forget_nonces),
-        Periodic("registry-uploads", _UPLOADS_S, uploads.clear_expired),
-        Periodic("registry-catalogue", refresh_s, catalogue.refresh),
+        leased(lease, "registry-nonces", _NONCES_S, enrolment.forget_nonces, clock=clock),
+        leased(lease, "registry-uploads", _UPLOADS_S, uploads.clear_expired, clock=clock),
+        leased(lease, "registry-catalogue", refresh_s, catalogue.refresh, clock=clock),
     ]

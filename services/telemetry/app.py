@@ -33,4 +33,4 @@ def create_part(settings: TelemetrySettings, ports: Ports) -> Part:
     writer = Writer(
         eventlog=ports.eventlog, database=ports.database, tables=tables, clock=ports.clock, metrics=ports.metrics, options=options
     )
-    return Part(app=app, background=[writer, retention(tables, ports.clock, days=settings.retention_days)])
+    return Part(app=app, background=[writer, retention(ports.lease, tables, ports.clock, days=settings.retention_days)])

@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import date, timedelta
 
 from kit.clock import Clock
+from kit.db.lease import Lease, leased
 from kit.logs import get_logger
-from kit.workers import Periodic, Worker
+from kit.workers import Worker
 from services.telemetry.columnstore import TABLES, Tables
 
 _EVERY_S = 6 * 3600.0
@@ -27,8 +28,8 @@ async def drop_old_months(tables: Tables, today: date, days: int) -> int:
     return dropped
 
 
-def retention(tables: Tables, clock: Clock, *, days: int) -> Worker:
-    """Return the worker that deletes old months."""
+def retention(lease: Lease, tables: Tables, clock: Clock, *, days: int) -> Worker:
+    """Return the worker that deletes old months, in one process at a time."""
     first = True
 
     async def delete() -> None:
@@ -38,4 +39,4 @@ def retention(tables: Tables, clock: Clock, *, days: int) -> Worker:
             return  # a start should not pay for an engine that nobody needs yet
         await drop_old_months(tables, clock.now().date(), days)
 
-    return Periodic("telemetry-retention", _EVERY_S, delete, clock=clock)
+    return leased(lease, "telemetry-retention", _EVERY_S, delete, clock=clock)

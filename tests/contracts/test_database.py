@@ -8,14 +8,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Column, Integer, LargeBinary, String, Table, func, insert, select, update
+from sqlalchemy import Column, Integer, LargeBinary, String, Table, func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from kit.clock import FakeClock
 from kit.context import IdempotencyClaim, idempotency_claim
 from kit.db import SCHEMES, Database, IdempotencyInFlight, open_database
 from kit.db.idempotency import IdempotencyAnswerGone, IdempotencyKeyReused, StoredAnswer, find_answer, forget_answers, store_answer
-from kit.db.lease import Lease
+from kit.db.lease import Lease, LeaseLost
 from kit.db.outbox import forget_seen, relay_once
 from kit.db.system import OUTBOX, new_metadata
 from kit.db.types import Json, Timestamp
@@ -199,20 +199,60 @@ async def test_an_event_is_handled_once(database: Database, clock: FakeClock) ->
     assert await forget_seen(database, clock) == 2
 
 
+async def pass_time(database: Database, clock: FakeClock, seconds: float) -> None:
+    """Let time pass for everybody: here, and for a server with a clock of its own as if it had passed there."""
+    clock.advance(seconds)
+    if database.dialect.clock() is not None:
+        async with database.begin() as tx:
+            await tx.execute(text("UPDATE leases SET expires_at = expires_at - :us").bindparams(us=round(seconds * 1_000_000)))
+
+
 async def test_a_lease_has_one_holder_and_is_free_after_its_end(database: Database, clock: FakeClock) -> None:
     first = Lease(database, clock, name="relay", holder="a", ttl=timedelta(seconds=15))
     second = Lease(database, clock, name="relay", holder="b", ttl=timedelta(seconds=15))
     assert await first.hold()
     assert not await second.hold()
-    clock.advance(14)
+    await pass_time(database, clock, 14)
     assert await first.hold()
-    clock.advance(14)
+    await pass_time(database, clock, 14)
     assert not await second.hold()
-    clock.advance(2)
+    assert first.holding
+    await pass_time(database, clock, 2)
+    assert not first.holding
     assert await second.hold()
     assert not await first.hold()
     await second.release()
     assert await first.hold()
+
+
+async def test_a_lease_does_not_believe_a_wrong_clock(database: Database, clock: FakeClock) -> None:
+    if database.dialect.clock() is None:
+        return  # one machine, one clock
+    ahead = FakeClock(clock.now() + timedelta(days=400))
+    first = Lease(database, clock, name="relay", holder="a")
+    second = Lease(database, ahead, name="relay", holder="b")
+    assert await first.hold()
+    assert not await second.hold()
+
+
+async def test_a_holder_that_was_paused_writes_nothing_after_its_successor(database: Database, clock: FakeClock) -> None:
+    first = Lease(database, clock, name="relay", holder="a")
+    second = Lease(database, clock, name="relay", holder="b")
+    assert await first.hold()
+    with first.fenced():
+        async with database.begin() as tx:
+            await tx.execute(insert(COUNTERS).values(name="before", value=1))
+        await pass_time(database, clock, 16)  # paused for longer than the lease
+        assert await second.hold()
+        with second.fenced():
+            async with database.begin() as tx:
+                await tx.execute(insert(COUNTERS).values(name="successor", value=1))
+        with pytest.raises(LeaseLost):
+            async with database.begin() as tx:
+                await tx.execute(insert(COUNTERS).values(name="paused", value=1))
+    assert not first.holding
+    async with database.read() as reader:
+        assert {row.name for row in await reader.all(select(COUNTERS))} == {"before", "successor"}
 
 
 async def test_an_idempotency_key_has_one_effect(database: Database, clock: FakeClock) -> None:

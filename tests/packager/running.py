@@ -122,7 +122,7 @@ async def packaging(folder: Path, **settings: Any) -> AsyncIterator[Packaging]:
     """The whole packager, workers and relay included."""
     async with opened(folder, **settings) as one:
         own = one.ports
-        workers = [*one.part.background, outbox_relay("packager", own.database, own.eventlog, own.clock, holder=own.holder)]
+        workers = [*one.part.background, outbox_relay("packager", own.database, own.eventlog, own.lease, own.clock)]
         async with running(workers, metrics=own.metrics), own.eventlog.consumer("test", TOPICS) as consumer:
 
             async def hear() -> None:
