@@ -70,6 +70,11 @@ PROTO_TOOLS := --with 'grpcio-tools==1.72.2' --with 'mypy-protobuf==3.6.0' --wit
 proto: setup ## Generate proto/src/latebind_proto from proto/latebind
 	@$(UV) run --isolated --no-project $(PROTO_TOOLS) bash proto/generate.sh
 
+.PHONY: converter-locks
+converter-locks: setup ## Lock the converter environments again
+	@cd services/packager/converters && for name in onnx tf sk; do \
+		$(abspath $(UV)) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header -o $$name.lock $$name.in || exit 1; done
+
 .PHONY: wheels
 wheels: setup ## Build the wheels of server, SDK and protobuf messages into dist/
 	@$(UV) build --all-packages --quiet --out-dir dist

@@ -19,6 +19,7 @@ from kit.clock import SystemClock
 from kit.logs import configure_logging
 from services.doctor import GATEWAY, examine, settings_faults
 from services.launch import SERVICES, AddressInUse, AlreadyRunning, LaunchSettings, Started, default_loop_factory, migrate_all, run
+from services.prefetch import ENVIRONMENTS, prefetch
 
 _DESCRIPTION = "The Latebind server. Without arguments: everything in one process, on embedded stores below ./data."
 _EPILOG = """examples:
@@ -28,6 +29,7 @@ _EPILOG = """examples:
   latebindd telemetry --only workers      the workers of one service
   latebindd gateway                       the gateway; upstreams from LATEBIND_GATEWAY_*_URL
   latebindd migrate [service ...]         bring databases to the newest revision
+  latebindd prefetch [environment ...]    make the packager's converter environments before the first job needs them
   latebindd doctor [--json] [part ...]    hold this configuration against its servers; says what is wrong
 
 Settings come from LATEBIND_... in the environment or a .env file; docs/settings.md lists them. Arguments win."""
@@ -38,9 +40,13 @@ def _parser() -> argparse.ArgumentParser:
         "latebindd", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "part", nargs="?", default="all", choices=["all", "gateway", "migrate", "doctor", *SERVICES], help="what to run (default: all)"
+        "part",
+        nargs="?",
+        default="all",
+        choices=["all", "gateway", "migrate", "prefetch", "doctor", *SERVICES],
+        help="what to run (default: all)",
     )
-    parser.add_argument("service", nargs="*", help="with migrate and doctor: which services (default: all)")
+    parser.add_argument("service", nargs="*", help="with migrate, prefetch and doctor: which ones (default: all)")
     parser.add_argument("--only", choices=["api", "workers"], help="run only the API or only the workers")
     parser.add_argument("--json", action="store_true", help="with doctor: findings as JSON")
     parser.add_argument("--host", help="address to listen on (LATEBIND_HOST, default 127.0.0.1)")
@@ -64,12 +70,14 @@ def main(arguments: list[str] | None = None) -> int:
     except ValidationError as error:
         return _report(settings_faults(error), as_json=given.json)
     configure_logging(level=settings.log_level)
-    named = {"migrate": SERVICES, "doctor": (GATEWAY, *SERVICES)}.get(given.part, ())
+    named: Sequence[str] = {"migrate": SERVICES, "prefetch": ENVIRONMENTS, "doctor": (GATEWAY, *SERVICES)}.get(given.part, ())
     if set(given.service) - set(named):
-        parser.error(f"unexpected: {' '.join(given.service)} (services are named after `migrate` and `doctor`: {', '.join(SERVICES)})")
+        parser.error(f"unexpected: {' '.join(given.service)} (`{given.part}` takes: {', '.join(named) or 'nothing'})")
     if given.part == "migrate":
         asyncio.run(migrate_all(settings, given.service or SERVICES))
         return 0
+    if given.part == "prefetch":
+        return asyncio.run(prefetch(given.service or ENVIRONMENTS))
     if given.part == "doctor":
         return asyncio.run(_examine(settings, given.service or (GATEWAY, *SERVICES), as_json=given.json))
     services = {"all": SERVICES, "gateway": ()}.get(given.part, (given.part,))

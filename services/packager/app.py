@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kit.ports import Part, Ports
 from kit.web import create_api
+from services.packager.environments import Environments
 from services.packager.routes import router
 from services.packager.sandbox import Limits
 from services.packager.service import PackagerService
@@ -37,6 +38,7 @@ def create_part(settings: PackagerSettings, ports: Ports) -> Part:
         holder=ports.holder,
         scratch=settings.scratch_dir or _own_scratch(),
         limits=limits,
+        environments=Environments(settings.environments, settings.wheels_dir),
         at_once=settings.jobs_at_once,
         tool_version=version("latebind-server"),
     )

@@ -1,7 +1,7 @@
-"""The one-shot child: reads one job from stdin, parses and runs one uploaded model, writes one JSON answer to stdout.
+"""Examines one model inside the sandbox: parses it, runs it, keeps the golden files.
 
-Started by `sandbox.py` in a folder of its own with an empty environment; argv holds the service's process id and the limits. Whatever
-happens in here, the service only ever sees the answer and the files in `out/`, and checks both. It holds no credentials.
+`isolation/entry.py` calls `answer` in a process and a folder of its own. Whatever happens in here, the service only ever sees the
+answer and the files in `out/`, and checks both.
 
 Job: `{"task": "inspect" | "replay", "graph": "in/0", "data": {name: "in/1"}, "inputs": [tensor] | null, "outputs": [tensor] | null,
 "golden": {"rtol", "atol"}, "seconds": 30}`. A replay also takes `format`; it runs the golden input again in a fresh process.
@@ -9,10 +9,7 @@ Job: `{"task": "inspect" | "replay", "graph": "in/0", "data": {name: "in/1"}, "i
 
 from __future__ import annotations
 
-import json
-import os
 import sys
-import traceback
 from collections.abc import Mapping
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -22,51 +19,22 @@ from services.packager.answer import found_to_json, tensor_from_json
 from services.packager.domain import Found, Tensor, check_tensors
 from services.packager.errors import ModelRejected, Reason
 from services.packager.formats import onnx, tflite
-from services.packager.guard import guard, limit_self
 
 GOLDEN_INPUT = Path("out/input.npz")
 GOLDEN_OUTPUT = Path("out/output.npz")
+#: Where the model lies for its runtime, with its data files beside it; no data file has a name that begins with a dot.
+MODEL = Path("in/model/.model")
 
 _MIB = 2**20
 _SHOWN = 600
-#: Environment that keeps numeric libraries from starting a thread per core.
-_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HOME": "tmp", "TMPDIR": "tmp"}
 
 
-def main() -> None:
-    """Entry point: `child <pid of the service> <limits as JSON>`."""
-    parent, limits = int(sys.argv[1]), json.loads(sys.argv[2])
-    sys.exit(guard(lambda: _worker(limits), parent))
-
-
-def _worker(limits: Mapping[str, int]) -> int:
-    limit_self(limits)
-    os.environ.update(_ONE_THREAD)
-    # What libraries print must not mix with the answer.
-    answer_to = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        answer = _answer(json.loads(sys.stdin.buffer.read()))
-    except Exception:
-        traceback.print_exc()
-        return 3
-    data = json.dumps(answer).encode()
-    while data:
-        data = data[os.write(answer_to, data) :]
-    return 0
-
-
-def _answer(job: Mapping[str, Any]) -> dict[str, Any]:
+def answer(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Do one job and return the answer, a refusal included."""
     try:
         return _replay(job) if job["task"] == "replay" else _inspect(job)
     except ModelRejected as rejected:
         return {"ok": False, "code": rejected.reason, "detail": _clean(rejected.detail)}
-    except MemoryError:
-        return {"ok": False, "code": Reason.CHILD_OUT_OF_MEMORY, "detail": "The model needs more memory than packaging may use."}
-    except OSError as error:
-        if error.errno != 27:  # EFBIG
-            raise
-        return {"ok": False, "code": Reason.CHILD_OUTPUT_TOO_LARGE, "detail": "The golden files are larger than packaging may write."}
 
 
 def _inspect(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,7 +47,7 @@ def _inspect(job: Mapping[str, Any]) -> dict[str, Any]:
     outputs = check_tensors(Reason.OUTPUT_MISMATCH, "output", _tensors(job["outputs"]), found.outputs)
     _check_ranks(found, inputs)
     step("loading")
-    engine, runner = _load(found.format, graph, job["data"])
+    engine, runner = _load(found.format)
     step("running")
     from services.packager import probe as probing  # noqa: PLC0415 - numpy is loaded after the limits are set
 
@@ -110,7 +78,7 @@ def _inspect(job: Mapping[str, Any]) -> dict[str, Any]:
 
 def _replay(job: Mapping[str, Any]) -> dict[str, Any]:
     step("replaying")
-    engine, runner = _load(job["format"], Path(job["graph"]), job["data"])
+    engine, runner = _load(job["format"])
     from services.packager import probe as probing  # noqa: PLC0415 - numpy is loaded after the limits are set
 
     feed = probing.read_npz(Path("in/input.npz"))
@@ -188,23 +156,16 @@ def _check_golden(kind: str, tensors: tuple[Tensor, ...], arrays: Mapping[str, A
         raise ModelRejected(Reason.CHILD_ANSWER_INVALID, f"The golden {kind} does not hold the declared tensors.")
 
 
-def _load(kind: str, graph: Path, data: Mapping[str, str]) -> tuple[Any, Any]:
-    """Load the runtime, and the model with its data files beside it under the names it knows them by."""
-    folder = Path("model")
-    folder.mkdir()
-    path = folder / ("model.onnx" if kind == "onnx" else "model.tflite")
-    os.link(graph, path)
-    for name, place in data.items():
-        if name != path.name:
-            os.link(place, folder / name)
+def _load(kind: str) -> tuple[Any, Any]:
+    """Load the runtime and the model, which the service laid out with its data files beside it under the names it knows them by."""
     try:
         if kind == "onnx":
             from services.packager.formats import onnx_engine  # noqa: PLC0415 - loaded after the limits are set
 
-            return onnx_engine, onnx_engine.OnnxRunner(path)
+            return onnx_engine, onnx_engine.OnnxRunner(MODEL)
         from services.packager.formats import tflite_engine  # noqa: PLC0415 - loaded after the limits are set
 
-        return tflite_engine, tflite_engine.TfliteRunner(path)
+        return tflite_engine, tflite_engine.TfliteRunner(MODEL)
     except ModelRejected as rejected:
         if isinstance(_memory_error(rejected), MemoryError):
             raise MemoryError from rejected
@@ -223,10 +184,6 @@ def _tensors(entries: list[Any] | None) -> tuple[Tensor, ...] | None:
 
 def _clean(text: str) -> str:
     """Make a message safe to show: our folder's path cut out, printable, not too long."""
-    text = text.replace(str(Path.cwd()) + "/", "").replace("model/model.onnx", "the model").replace("model/model.tflite", "the model")
+    text = text.replace(str(Path.cwd()) + "/", "").replace(str(MODEL), "the model")
     text = "".join(character if character.isprintable() else " " for character in text)
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
-
-
-if __name__ == "__main__":
-    main()

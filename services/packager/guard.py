@@ -1,21 +1,21 @@
-"""What stands between the service and a hostile model: limits on the child, and a guard process that outlives it and cleans up.
+"""A process between the service and a child, which outlives the child and cleans up.
 
-The child that the service starts is the guard. It forks the worker before anything else is loaded, waits for it, and kills whatever
-the worker left running, also what moved into another session, because the guard is the reaper of its descendants (`prctl(2)`). When
-the service dies, the kernel tells the guard, so that nothing goes on without an owner. It parses nothing and reads no input. This is
-the level "limits": it bounds resources, it does not take away files or network. Only Linux has all of it; elsewhere (a laptop) the
-worker and what stays in its process group are bounded and killed.
+What the service starts is the guard. It forks the worker before anything else is loaded, waits for it, and kills whatever the worker
+left running, also what moved into another session, because the guard is the reaper of its descendants (`prctl(2)`). When the service
+dies, the kernel tells the guard, so that nothing goes on without an owner. It parses nothing and reads no input. Only Linux has all of
+it; elsewhere (a laptop) the worker and what stays in its process group are killed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
-import resource
 import signal
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 _LINUX = os.uname().sysname == "Linux"
@@ -23,27 +23,13 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 
-_LIMITS = {
-    "memory_bytes": resource.RLIMIT_AS,
-    "cpu_seconds": resource.RLIMIT_CPU,
-    "file_bytes": resource.RLIMIT_FSIZE,
-    "open_files": resource.RLIMIT_NOFILE,
-    "processes": resource.RLIMIT_NPROC,
-}
 _WATCHED = {signal.SIGTERM, signal.SIGCHLD}
 
 
-def limit_self(limits: Mapping[str, int]) -> None:
-    """Set this process's resource limits for good; keys as in `_LIMITS`. Core files are never written."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for name, wanted in limits.items():
-        _, hard = resource.getrlimit(_LIMITS[name])
-        value = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        try:
-            resource.setrlimit(_LIMITS[name], (value, value))
-        except (OSError, ValueError):
-            if _LINUX:
-                raise
+def main() -> None:
+    """Entry point: `guard <pid of the service> <the child's command as JSON>`."""
+    command = json.loads(sys.argv[2])
+    sys.exit(guard(lambda: os.execve(command[0], command, {}), int(sys.argv[1])))  # noqa: S606 - the command is the service's own
 
 
 def guard(work: Callable[[], int], parent: int) -> int:

@@ -1,44 +1,40 @@
-"""Runs one-shot children (`child.py`) on behalf of the service: a folder each, limits, a deadline, and nothing left behind.
+"""Runs one-shot children on behalf of the service: a folder each, limits, a deadline, and nothing left behind.
 
 The service's side of the wall: it has credentials, so it parses no model. It copies nothing out of a child's folder but the answer
-and named regular files, opened without following links and capped in size.
+and named regular files, opened without following links and capped in size. What a child can reach is decided in `isolation`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import fcntl
-import json
 import os
 import secrets
 import shutil
-import signal
 import stat
-import sys
-import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from services.packager.answer import MAX_ANSWER_BYTES
+from structlog import get_logger
+
+from services.packager.answer import parse_answer
+from services.packager.converters import CONVERTERS, STEPS
+from services.packager.environments import EnvironmentFailed, Environments
 from services.packager.errors import ModelRejected, Reason
-
-_ROOT = Path(__file__).resolve().parents[2]
-# Isolated mode takes neither the folder nor PYTHONPATH, so the child is told where our code is.
-_START = f"import sys; sys.path.insert(0, {str(_ROOT)!r}); from services.packager.child import main; main()"
+from services.packager.isolation import cage
+from services.packager.isolation.folders import clean_up, remove
+from services.packager.isolation.process import OnStep, talk
 
 _STEPS = frozenset({"reading", "checking", "loading", "running", "writing", "replaying"})
-_MAX_CONSOLE_BYTES = 64 * 1024
-_GRACE_S = 1.5
-_WATCH_S = 0.25
-_ABANDONED_S = 3600
 
-#: Called with the name of each step a child enters.
-OnStep = Callable[[str], None]
+#: Called with a line for people while a converter environment is made.
+Tell = Callable[[str], None]
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +79,16 @@ class Workspace:
             handle = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise ModelRejected(
-                Reason.CHILD_ANSWER_INVALID, "The process that examined the model did not leave the golden files."
+                Reason.CHILD_ANSWER_INVALID, f"The process that examined the model did not leave its result ({name[:80]})."
             ) from error
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
             os.close(handle)
-            raise ModelRejected(Reason.CHILD_ANSWER_INVALID, "A golden file is not a plain file.")
+            raise ModelRejected(Reason.CHILD_ANSWER_INVALID, f"A result of examining the model is not a plain file ({name[:80]}).")
         with os.fdopen(handle, "rb") as file:
             if status.st_size > max_bytes:
                 raise ModelRejected(
-                    Reason.CHILD_OUTPUT_TOO_LARGE, f"A golden file has {status.st_size} bytes; at most {max_bytes} are kept."
+                    Reason.CHILD_OUTPUT_TOO_LARGE, f"The result {name[:80]} has {status.st_size} bytes; at most {max_bytes} are kept."
                 )
             place = self.path(target)
             with place.open("xb") as copy:
@@ -103,8 +99,9 @@ class Workspace:
 class Sandbox:
     """Starts children. Made by `open_sandbox`."""
 
-    def __init__(self, folder: Path, limits: Limits) -> None:
+    def __init__(self, folder: Path, limits: Limits, environments: Environments) -> None:
         self._folder = folder
+        self._environments = environments
         self.limits = limits
 
     @asynccontextmanager
@@ -116,208 +113,98 @@ class Sandbox:
         try:
             yield Workspace(folder)
         finally:
-            await asyncio.to_thread(_remove, folder)
+            await asyncio.to_thread(remove, folder)
 
     async def run(self, workspace: Workspace, job: Mapping[str, Any], on_step: OnStep) -> bytes:
-        """Run one child in the workspace and return its answer, which nobody has checked yet.
+        """Examine a model in one child and return its answer, which nobody has checked yet; `child.py` says what a job holds.
 
         Cancelling the call kills the child and everything it started.
 
         Raises:
             ModelRejected: it was killed, ran out of time, memory or disk, or answered too much.
         """
-        shutil.rmtree(workspace.folder / "model", ignore_errors=True)
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-I", "-B", "-X", "utf8", "-c", _START, str(os.getpid()), json.dumps(self.limits.for_child()),
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-            cwd=workspace.folder, env={}, start_new_session=True,
-        )  # fmt: skip
-        task = asyncio.ensure_future(_talk(process, json.dumps(job).encode(), on_step))
-        watch = asyncio.ensure_future(_watch(workspace.folder, _used(workspace.folder) + self.limits.disk_bytes))
+        if "graph" in job:
+            await asyncio.to_thread(_lay_out, workspace, job["graph"], job["data"])
+        return await self._run(workspace, cage.engine(), job, _STEPS, on_step)
+
+    async def convert(
+        self, workspace: Workspace, function: str, job: Mapping[str, Any], on_step: OnStep, tell: Tell, *, seconds: float | None = None
+    ) -> dict[str, Any]:
+        """Run one conversion in a child of its environment, which is made first when the machine does not have it.
+
+        Args:
+            workspace: `in/` holds what the converter reads; it leaves files in `out/` for `Workspace.take`.
+            function: a row of `converters.CONVERTERS`.
+            job: what the converter is told; anything that JSON can say.
+            on_step: called with each step it enters, a key of `converters.STEPS`.
+            tell: called with lines for people while the environment is made; that time does not count.
+            seconds: its deadline when it is not the sandbox's.
+
+        Returns:
+            What the converter returned. Nobody has checked it yet.
+
+        Raises:
+            ModelRejected: the converter's own refusal, or as `run`; CONVERTER_UNAVAILABLE when there is no environment.
+        """
+        row = CONVERTERS[function]
         try:
-            done, _ = await asyncio.wait({task, watch}, timeout=self.limits.seconds, return_when=asyncio.FIRST_COMPLETED)
-            if watch in done:
-                raise ModelRejected(Reason.CHILD_OUTPUT_TOO_LARGE, "Examining the model wrote more to disk than it may.")
-            if task not in done:
-                _timed_out(self.limits.seconds)
-            answer, status, console = task.result()
-        finally:
-            # Shielded: a second cancellation must not leave the child alone.
-            await asyncio.shield(asyncio.ensure_future(_end(process, task, watch)))
-        if status != 0:
-            _died(status, self.limits.seconds, console)
-        return answer
+            environment = await self._environments.ready(row.environment, tell)
+        except EnvironmentFailed as error:
+            log.error("a converter environment cannot be made", environment=row.environment, error=str(error))
+            raise ModelRejected(
+                Reason.CONVERTER_UNAVAILABLE,
+                f"The server could not make its converter environment {row.environment}; its log says why. "
+                f"Its operator tries `latebindd prefetch {row.environment}`; then commit again.",
+            ) from error
+        runtime = cage.converter(environment.python, environment.folder)
+        raw = await self._run(workspace, runtime, {"function": function, "job": dict(job)}, STEPS, on_step, seconds=seconds)
+        result = parse_answer(raw).get("result")
+        if not isinstance(result, dict):
+            raise ModelRejected(Reason.CHILD_ANSWER_INVALID, "The converter gave an answer that cannot be used.")
+        return result
+
+    async def _run(
+        self,
+        workspace: Workspace,
+        runtime: cage.Runtime,
+        job: Mapping[str, Any],
+        steps: Collection[str],
+        on_step: OnStep,
+        *,
+        seconds: float | None = None,
+    ) -> bytes:
+        limits = self.limits if seconds is None else replace(self.limits, seconds=seconds)
+        return await talk(
+            cage.command(runtime, limits.for_child()),
+            workspace.folder,
+            job,
+            seconds=limits.seconds,
+            disk_bytes=limits.disk_bytes,
+            steps=steps,
+            on_step=on_step,
+        )
 
 
 @asynccontextmanager
-async def open_sandbox(scratch: Path, limits: Limits) -> AsyncIterator[Sandbox]:
+async def open_sandbox(scratch: Path, limits: Limits, environments: Environments) -> AsyncIterator[Sandbox]:
     """Open a sandbox below `scratch`. Folders that a killed process left there are removed, those of living ones are not touched."""
-    await asyncio.to_thread(_clean_up, scratch)
+    await asyncio.to_thread(clean_up, scratch)
     folder = scratch / f"{os.getpid()}-{secrets.token_hex(4)}"
     folder.mkdir(mode=0o700, parents=True)
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield Sandbox(folder, limits)
+        yield Sandbox(folder, limits, environments)
     finally:
-        await asyncio.to_thread(_remove, folder)
+        await asyncio.to_thread(remove, folder)
         os.close(lock)
 
 
-async def _talk(process: asyncio.subprocess.Process, job: bytes, on_step: OnStep) -> tuple[bytes, int, str]:
-    """Hand the job over and read until the child has ended. Returns (answer, exit status, the start of what it printed)."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stderr is not None
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        process.stdin.write(job)
-        await process.stdin.drain()
-    process.stdin.close()
-    answer, console = await asyncio.gather(_read_answer(process.stdout), _read_console(process.stderr, on_step))
-    return answer, await process.wait(), console
-
-
-async def _read_answer(stream: asyncio.StreamReader) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    while chunk := await stream.read(65_536):
-        size += len(chunk)
-        if size > MAX_ANSWER_BYTES:
-            raise ModelRejected(Reason.CHILD_ANSWER_INVALID, "The process that examined the model answered far too much.")
-        parts.append(chunk)
-    return b"".join(parts)
-
-
-async def _read_console(stream: asyncio.StreamReader, on_step: OnStep) -> str:
-    """Read what the child prints: known steps are passed on, the rest is kept up to a cap and otherwise dropped."""
-    kept = bytearray()
-    seen = 0
-    while chunk := await stream.read(16_384):
-        kept += chunk[: _MAX_CONSOLE_BYTES - len(kept)]
-        while (end := kept.find(b"\n", seen)) >= 0:
-            line = bytes(kept[seen:end])
-            seen = end + 1
-            if line[:1] == b"@" and (name := line[1:20].decode("ascii", "replace")) in _STEPS:
-                on_step(name)
-    return kept.decode("utf-8", "replace")
-
-
-async def _watch(folder: Path, most: int) -> None:
-    """Return when the folder holds more than it may."""
-    while await asyncio.to_thread(_used, folder) <= most:  # noqa: ASYNC110 - a folder sends no events
-        await asyncio.sleep(_WATCH_S)
-
-
-def _used(folder: Path) -> int:
-    """Add up the disk blocks below a folder. Nesting deeper than any path can be counts as endless."""
-    total = 0
-    rest = [str(folder)]
-    while rest:
-        total += 4096
-        try:
-            with os.scandir(rest.pop()) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        rest.append(entry.path)
-                    else:
-                        total += max(4096, entry.stat(follow_symlinks=False).st_blocks * 512)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            if error.errno == errno.ENAMETOOLONG:
-                return sys.maxsize
-    return total
-
-
-async def _end(process: asyncio.subprocess.Process, *tasks: asyncio.Future[Any]) -> None:
-    """Make sure that the child and all it started are gone: ask the guard, then kill what is left of the session."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGTERM)
-            process.send_signal(signal.SIGCONT)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), _GRACE_S)
-    if process.returncode is None or process.returncode < 0:
-        # The guard did not end by itself, so it has cleaned up nothing.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
-    # The pipes close when they are read to their end.
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_GRACE_S):
-            for stream in (process.stdout, process.stderr):
-                while stream is not None and await stream.read(65_536):
-                    pass
-
-
-def _timed_out(seconds: float) -> NoReturn:
-    raise ModelRejected(
-        Reason.CHILD_TIMEOUT,
-        f"Examining the model took longer than {seconds:g} s and was stopped. "
-        "Declare the input shapes that the app uses, or make the model smaller.",
-    )
-
-
-def _died(status: int, seconds: float, console: str) -> NoReturn:
-    number = status - 128 if status > 128 else -status
-    if number == signal.SIGXCPU:
-        _timed_out(seconds)
-    if "MemoryError" in console or "bad_alloc" in console:
-        raise ModelRejected(Reason.CHILD_OUT_OF_MEMORY, "The model needs more memory than packaging may use.")
-    how = f"by signal {signal.Signals(number).name}" if number in set(signal.Signals) else f"with status {status}"
-    raise ModelRejected(
-        Reason.CHILD_KILLED,
-        f"The process that examined the model ended {how}. The runtime cannot load or run this file; "
-        "check it with the same runtime on your machine and export it again.",
-    )
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder whatever its permissions, however deep: inner folders are moved up first, so no path grows beyond the limit."""
-    moved = 0
-    while entries := _entries(folder):
-        for entry in entries:
-            if not entry.is_dir(follow_symlinks=False):
-                Path(entry.path).unlink(missing_ok=True)
-                continue
-            Path(entry.path).chmod(0o700)
-            for inner in _entries(Path(entry.path)):
-                if inner.is_dir(follow_symlinks=False):
-                    moved += 1
-                    Path(inner.path).rename(folder / f"{secrets.token_hex(8)}-{moved}")
-                else:
-                    Path(inner.path).unlink(missing_ok=True)
-            Path(entry.path).rmdir()
+def _lay_out(workspace: Workspace, graph: str, data: Mapping[str, str]) -> None:
+    """Put the model and its data files side by side under the names that the model knows them by, as further names of the inputs."""
+    folder = workspace.path("model")
     with contextlib.suppress(FileNotFoundError):
-        folder.rmdir()
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except FileNotFoundError:
-        return []
-
-
-def _clean_up(scratch: Path) -> None:
-    scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for folder in scratch.iterdir():
-        try:
-            lock = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            # Another process is just making it, or just removing it; or one died in the middle of that, long ago.
-            with contextlib.suppress(OSError):
-                if folder.stat().st_mtime < time.time() - _ABANDONED_S:
-                    _remove(folder)
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove(folder)
-        except BlockingIOError:
-            continue
-        finally:
-            os.close(lock)
+        remove(folder)
+    folder.mkdir()
+    for name, place in {".model": graph, **data}.items():
+        (folder / name).hardlink_to(workspace.folder / place)

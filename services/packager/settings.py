@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 
 from pydantic_settings import SettingsConfigDict
@@ -19,4 +21,12 @@ class PackagerSettings(Settings):
     child_memory_mb: int = 4096
     child_disk_mb: int = 512
     scratch_dir: Path | None = None
+    environments_dir: Path | None = None
+    wheels_dir: Path | None = None
     signer_url: str = ""
+
+    @property
+    def environments(self) -> Path:
+        """Where converter environments are kept: once per machine and user, not in the data and not in a checkout."""
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111 - expanduser() of Path raises
+        return self.environments_dir or (cache if cache.is_absolute() else Path(tempfile.gettempdir())) / "latebind" / "environments"

@@ -16,6 +16,7 @@ from kit.metrics import Metric, Metrics
 from kit.workers import Stop, Worker, consume
 from services.packager import events
 from services.packager.domain import Claim, Note, Package
+from services.packager.environments import Environments
 from services.packager.errors import ModelRejected
 from services.packager.manifest import Identity
 from services.packager.packing import Packer
@@ -82,17 +83,19 @@ class JobRunner(Worker):
         holder: str,
         scratch: Path,
         limits: Limits,
+        environments: Environments,
         at_once: int,
         tool_version: str,
     ) -> None:
         metrics.register(*PACKAGER_METRICS)
         self._service, self._blobs, self._signer, self._clock, self._metrics = service, blobs, signer, clock, metrics
         self._holder, self._scratch, self._limits, self._at_once, self._tool_version = holder, scratch, limits, at_once, tool_version
+        self._environments = environments
 
     async def run(self, stop: Stop) -> None:
         """Claim and run jobs until the stop; those that do not end soon after it go back to the queue."""
         await self._service.take_over(self._holder)
-        async with open_sandbox(self._scratch, self._limits) as sandbox:
+        async with open_sandbox(self._scratch, self._limits, self._environments) as sandbox:
             packer = Packer(self._blobs, self._signer, sandbox, self._tool_version)
             running: set[asyncio.Task[None]] = set()
             try:

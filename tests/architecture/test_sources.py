@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -25,6 +26,10 @@ DRIVERS = {
     "clickhouse_driver": ("kit/olap/clickhouse.py",),
     "onnxruntime": ("services/packager/formats/", "latebind/device/engines/"),
     "ai_edge_litert": ("services/packager/formats/", "latebind/device/engines/"),
+    **dict.fromkeys(
+        ("tensorflow", "keras", "tf2onnx", "onnx", "onnxslim", "skl2onnx", "sklearn", "skops", "onnxmltools", "xgboost", "lightgbm"),
+        ("services/packager/converters/",),
+    ),
     "fastapi": ("/app.py", "/routes.py", "kit/web.py", "gateway/"),
     "starlette": ("kit/web.py",),
     "uvicorn": ("services/launch.py",),
@@ -60,6 +65,32 @@ def test_drivers_appear_in_one_place() -> None:
             if allowed is not None and not any(place in f"/{shown(path)}" for place in allowed):
                 wrong.append(f"{shown(path)} imports {module}")
     assert wrong == []
+
+
+def test_converters_know_nothing_of_ours() -> None:
+    """They run in environments of their own: the standard library and the environment's packages, loaded inside functions."""
+    wrong = []
+    for folder, ours in (("converters", ("services.packager.converters",)), ("isolation", ("services.packager.isolation",))):
+        inside = [path for path in sources(f"services/packager/{folder}") if path.name not in {"process.py", "cage.py", "levels.py"}]
+        for path in inside:
+            wrong += [
+                f"{shown(path)} imports {module}"
+                for module in imports(path)
+                if module.split(".")[0] in {"kit", "services", "gateway", "latebind", "latebind_proto"} and not module.startswith(ours)
+            ]
+            if folder == "converters":
+                top = {
+                    name
+                    for node in ast.parse(path.read_text()).body
+                    if isinstance(node, ast.Import)
+                    for name in (a.name for a in node.names)
+                }
+                wrong += [f"{shown(path)} loads {name} at its top" for name in top if name.split(".")[0] not in sys.stdlib_module_names]
+    assert wrong == []
+
+
+def test_the_servers_environment_holds_no_converter() -> None:
+    assert {"tensorflow", "onnx", "keras", "sklearn", "xgboost"} & packages_distributions().keys() == set()
 
 
 def test_files_stay_readable() -> None:

@@ -11,7 +11,9 @@ import pytest
 import uvloop
 
 from services.packager.answer import Answer, inspection
+from services.packager.environments import Environments
 from services.packager.sandbox import Limits, Sandbox, open_sandbox
+from services.packager.settings import PackagerSettings
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -19,9 +21,14 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> d
     return {"uvloop": uvloop.new_event_loop}
 
 
+def environments() -> Environments:
+    """Those of the machine: made once, by the first test that needs them."""
+    return Environments(PackagerSettings().environments)
+
+
 @pytest.fixture
 async def sandbox(tmp_path: Path) -> AsyncIterator[Sandbox]:
-    async with open_sandbox(tmp_path / "scratch", Limits(seconds=60)) as opened:
+    async with open_sandbox(tmp_path / "scratch", Limits(seconds=60), environments()) as opened:
         yield opened
 
 

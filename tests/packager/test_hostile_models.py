@@ -16,7 +16,7 @@ import pytest
 from services.packager.errors import ModelRejected, Reason
 from services.packager.sandbox import Limits, open_sandbox
 from tests import models as m
-from tests.packager.conftest import Examiner
+from tests.packager.conftest import Examiner, environments
 
 #: A mutant may well be a good model: a flipped bit in a weight is another weight.
 CASES = 300
@@ -52,7 +52,9 @@ def mutants() -> list[bytes]:
 
 async def test_mutants_end_as_packages_or_refusals(tmp_path: Path) -> None:
     reasons: dict[str, int] = {}
-    async with open_sandbox(tmp_path / "scratch", Limits(seconds=20, memory_bytes=2 * 2**30, disk_bytes=32 * 2**20)) as sandbox:
+    async with open_sandbox(
+        tmp_path / "scratch", Limits(seconds=20, memory_bytes=2 * 2**30, disk_bytes=32 * 2**20), environments()
+    ) as sandbox:
         turn = asyncio.Semaphore(2)
 
         async def one(data: bytes) -> None:

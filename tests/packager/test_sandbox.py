@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,20 +18,25 @@ import pytest
 from services.packager import sandbox as module
 from services.packager.answer import inspection
 from services.packager.errors import ModelRejected, Reason
+from services.packager.isolation import cage
 from services.packager.sandbox import Limits, Sandbox, open_sandbox
+from tests.packager.conftest import environments
 
 ROOT = Path(__file__).parents[2]
 
 
-def start(body: str) -> str:
-    """The start line of a child whose worker runs `body` after its limits are set."""
+def hostile(body: str, mark: str = "") -> Callable[[], cage.Runtime]:
+    """In place of the code that examines a model: a child that runs `body` as code that took it over would, inside all its walls."""
     lines = "\n".join(f"    {line}" for line in body.strip().splitlines())
-    return (
-        f"import sys, json, os, time, signal; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from services.packager.guard import guard, limit_self\n"
-        f"def work():\n    limit_self(json.loads(sys.argv[2]))\n{lines}\n    return 0\n"
-        "sys.exit(guard(work, int(sys.argv[1])))"
+    start = (
+        f"# {mark}\nimport sys, json, os, time, signal; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from services.packager.isolation.entry import serve\n"
+        "ANSWER = 3\n"
+        f"def work(job):\n{lines}\n    return {{}}\n"
+        "serve(lambda: work)"
     )
+    runtime = cage.Runtime(Path(sys.executable), start, cage.engine().read)
+    return lambda: runtime
 
 
 def marked(mark: str) -> list[int]:
@@ -57,9 +62,9 @@ def mark() -> Iterator[str]:
 
 
 async def misbehave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, mark: str, limits: Limits) -> tuple[ModelRejected, float]:
-    monkeypatch.setattr(module, "_START", f"# {mark}\n" + start(body))
+    monkeypatch.setattr(module.cage, "engine", hostile(body, mark))
     began = time.monotonic()
-    async with open_sandbox(tmp_path / "scratch", limits) as opened:
+    async with open_sandbox(tmp_path / "scratch", limits, environments()) as opened:
         with pytest.raises(ModelRejected) as caught:
             async with opened.workspace() as workspace:
                 raw = await opened.run(workspace, {}, lambda _step: None)
@@ -86,15 +91,15 @@ CASES = {
     "ignores signals": ("for one in range(1, 65):\n    try: signal.signal(one, signal.SIG_IGN)\n    except (OSError, ValueError): pass\n"
                         "time.sleep(600)", Reason.CHILD_TIMEOUT),
     "eats memory": ("kept = []\nwhile True: kept.append(bytearray(2**24))", Reason.CHILD_OUT_OF_MEMORY),
-    "fills a file": ("f = open('out/x', 'wb')\nwhile True: f.write(bytes(2**20))", Reason.CHILD_KILLED),
+    "fills a file": ("f = open('out/x', 'wb')\nwhile True: f.write(bytes(2**20))", Reason.CHILD_OUTPUT_TOO_LARGE),
     "fills many files": ("i = 0\nwhile True:\n    i += 1\n    open(f'out/{i}', 'wb').write(bytes(2**20))", Reason.CHILD_OUTPUT_TOO_LARGE),
     "makes folders without end": ("while True:\n    os.mkdir('d')\n    os.chdir('d')", None),
-    "answers too much": ("while True: os.write(1, b'{' * 65536)", Reason.CHILD_ANSWER_INVALID),
+    "answers too much": ("while True: os.write(ANSWER, b'{' * 65536)", Reason.CHILD_ANSWER_INVALID),
     "prints too much": ("for _ in range(1000): os.write(2, b'x' * 65536)", Reason.CHILD_ANSWER_INVALID),
-    "answers nonsense": ("os.write(1, b'[1, 2')", Reason.CHILD_ANSWER_INVALID),
-    "answers deep": ("os.write(1, b'[' * 100000)", Reason.CHILD_ANSWER_INVALID),
-    "answers yes and nothing else": ("os.write(1, b'{\"ok\": true}')", Reason.CHILD_ANSWER_INVALID),
-    "claims an unknown reason": ("os.write(1, b'{\"ok\": false, \"code\": \"X\", \"detail\": \"\"}')", Reason.CHILD_ANSWER_INVALID),
+    "answers nonsense": ("os.write(ANSWER, b'[1, 2')", Reason.CHILD_ANSWER_INVALID),
+    "answers deep": ("os.write(ANSWER, b'[' * 100000)", Reason.CHILD_ANSWER_INVALID),
+    "answers yes and nothing else": ("os.write(ANSWER, b'{\"ok\": true}')\nos._exit(0)", Reason.CHILD_ANSWER_INVALID),
+    "claims an unknown reason": ("os.write(ANSWER, b'{\"ok\": false, \"code\": \"X\", \"detail\": \"\"}')", Reason.CHILD_ANSWER_INVALID),
     "crashes": ("os.kill(os.getpid(), signal.SIGSEGV)", Reason.CHILD_KILLED),
     "aborts": ("os.abort()", Reason.CHILD_KILLED),
     "exits early": ("os._exit(7)", Reason.CHILD_KILLED),
@@ -127,8 +132,8 @@ async def test_a_hostile_child_is_contained(tmp_path: Path, monkeypatch: pytest.
 
 
 async def test_cancelling_kills_the_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: str) -> None:
-    monkeypatch.setattr(module, "_START", f"# {mark}\n" + start(FORKER + "time.sleep(600)"))
-    async with open_sandbox(tmp_path / "scratch", Limits()) as opened:
+    monkeypatch.setattr(module.cage, "engine", hostile(FORKER + "time.sleep(600)", mark))
+    async with open_sandbox(tmp_path / "scratch", Limits(), environments()) as opened:
 
         async def job() -> None:
             async with opened.workspace() as workspace:
@@ -149,11 +154,15 @@ import asyncio, sys
 from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
 from services.packager import sandbox as module
-module._START = {"# " + mark + chr(10) + start(FORKER + "time.sleep(600)")!r}
+from services.packager.environments import Environments
+runtime = module.cage.Runtime(Path(sys.executable), {hostile(FORKER + "time.sleep(600)", mark)().start!r}, module.cage.engine().read)
+module.cage.engine = lambda: runtime
 async def main():
-    async with module.open_sandbox(Path({str(tmp_path / "scratch")!r}), module.Limits()) as opened, opened.workspace() as workspace:
-        print("up", flush=True)
-        await opened.run(workspace, {{}}, lambda step: None)
+    environments = Environments(Path({str(tmp_path / "environments")!r}))
+    async with module.open_sandbox(Path({str(tmp_path / "scratch")!r}), module.Limits(), environments) as opened:
+        async with opened.workspace() as workspace:
+            print("up", flush=True)
+            await opened.run(workspace, {{}}, lambda step: None)
 asyncio.run(main())
 """
     service = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE)
@@ -169,12 +178,13 @@ asyncio.run(main())
         await asyncio.sleep(0.02)
     assert marked(mark) == []
     assert list((tmp_path / "scratch").iterdir()) != []
-    async with open_sandbox(tmp_path / "scratch", Limits()):
+    async with open_sandbox(tmp_path / "scratch", Limits(), environments()):
         assert len(list((tmp_path / "scratch").iterdir())) == 1
 
 
 async def test_folders_of_living_services_stay(tmp_path: Path) -> None:
-    async with open_sandbox(tmp_path, Limits()) as first, first.workspace() as workspace, open_sandbox(tmp_path, Limits()):
+    first, second = (open_sandbox(tmp_path, Limits(), environments()) for _ in range(2))
+    async with first as opened, opened.workspace() as workspace, second:
         assert workspace.folder.is_dir()
 
 

@@ -1,0 +1,80 @@
+"""The first code of a child: takes rights away from itself, then reads one job from stdin and answers it with one line of JSON.
+
+Started as `main(module)` with the settings as JSON in argv[1]: `limits` for itself, `handover`, the socket that the folder `out` is
+handed to the service through (where only this process sees it). Nothing that reads a model is imported before the rights are gone.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, NoReturn
+
+from services.packager.isolation.limits import limit_self
+
+#: Environment that keeps numeric libraries from starting a thread per core.
+_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "TF_NUM_INTEROP_THREADS": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+    "HOME": "tmp",
+    "TMPDIR": "tmp",
+}
+_DISK_FULL = {errno.EFBIG, errno.ENOSPC, errno.EDQUOT}
+
+Answer = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def main(module: str) -> NoReturn:
+    """Answer with the function `answer` of a module, which is imported inside the walls."""
+    serve(lambda: import_module(module).answer)
+
+
+def serve(load: Callable[[], Answer]) -> NoReturn:
+    """Limit this process, then answer the job on stdin with the function that `load` returns. Ends the process."""
+    settings = json.loads(sys.argv[1])
+    _hand_over(settings["handover"])
+    limit_self(settings["limits"])
+    os.environ.update(_ENVIRONMENT)
+    # What libraries print must not mix with the answer.
+    answer_to = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        data = json.dumps(_answer(load)).encode()
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(3)
+    while data:
+        data = data[os.write(answer_to, data) :]
+    os._exit(0)
+
+
+def _hand_over(handle: int | None) -> None:
+    """Give the service a handle to `out`, which lies in memory that only this process can name."""
+    if handle is None:
+        return
+    folder = os.open("out", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with socket.socket(fileno=handle) as channel:
+        socket.send_fds(channel, [b"out"], [folder])
+    os.close(folder)
+
+
+def _answer(load: Callable[[], Answer]) -> dict[str, Any]:
+    try:
+        return load()(json.loads(sys.stdin.buffer.read()))
+    except MemoryError:
+        return {"ok": False, "code": "CHILD_OUT_OF_MEMORY", "detail": "The model needs more memory than packaging may use."}
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        return {"ok": False, "code": "CHILD_OUTPUT_TOO_LARGE", "detail": "The results are larger than packaging may write."}
