@@ -92,6 +92,14 @@ class EventLog(Protocol):
         """
         ...
 
+    async def make_topics(self, topics: Mapping[str, int | None]) -> None:
+        """Make the topics that do not exist, each with so many partitions (None: as many as the URL says).
+
+        One that exists keeps its partitions, or the keys in it would change their places. A topic that nobody made is made at its first
+        use, as by None. Raises `ValueError` for a name or number that cannot be one, `Unavailable` when the log cannot be reached.
+        """
+        ...
+
     def consumer(self, group: str, topics: Sequence[str]) -> AbstractAsyncContextManager[Consumer]:
         """Join a group for some topics; leaving the context hands the partitions to the others."""
         ...
@@ -110,6 +118,17 @@ class EventLog(Protocol):
         Raises `Unavailable` when it cannot go on.
         """
         ...
+
+
+#: Partitions of one topic, at most.
+MAX_PARTITIONS = 1024
+
+
+def check_partitions(topics: Mapping[str, int | None]) -> None:
+    """Raise `ValueError` for a number of partitions that no topic can have."""
+    for topic, partitions in topics.items():
+        if partitions is not None and not 1 <= partitions <= MAX_PARTITIONS:
+            raise ValueError(f"{topic} cannot have {partitions} partitions: between 1 and {MAX_PARTITIONS}")
 
 
 #: scheme -> adapter; the contract suite runs over these.

@@ -1,14 +1,14 @@
 """Apache Kafka behind the event log port (aiokafka): every record on disk of all in-sync replicas before `append` returns.
 
-URL: `kafka://host:port,host:port?prefix=latebind.&partitions=8&replication=3`. Topics are made explicitly at their first use; the broker
-must not make them from typing mistakes. What is read and committed is the business of `kafka_consumer`.
+URL: `kafka://host:port,host:port?prefix=latebind.&partitions=8&replication=3`. Topics are made by `make_topics` or explicitly at their
+first use; the broker must not make them from typing mistakes. What is read and committed is the business of `kafka_consumer`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -16,11 +16,11 @@ from urllib.parse import urlsplit
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import InvalidTopicError, KafkaError, MessageSizeTooLargeError, TopicAlreadyExistsError, for_code
 
 from kit.checks import Findings, fault, ok
 from kit.errors import TooLarge, Unavailable
-from kit.eventlog import Consumer, LogFull, Message
+from kit.eventlog import Consumer, LogFull, Message, check_partitions
 from kit.eventlog.kafka_checks import examine_topics
 from kit.eventlog.kafka_consumer import KafkaConsumer
 from kit.logs import get_logger
@@ -85,7 +85,7 @@ class KafkaLog:
         await self._wait_for_room(sum(sizes))
         with _unavailable():
             async with asyncio.timeout(self.options.append_s):
-                await self.make_topics([topic])
+                await self._make_missing({topic: None})
                 producer = await self._connected_producer()
                 # Not gather(): a send that was cancelled goes on, and its bytes stay counted until it is over.
                 sent = []
@@ -106,7 +106,7 @@ class KafkaLog:
     async def consumer(self, group: str, topics: Sequence[str]) -> AsyncIterator[Consumer]:
         """Join a group; see `kit.eventlog.EventLog`."""
         with _unavailable():
-            await self.make_topics(topics)
+            await self._make_missing(dict.fromkeys(topics))
         consumer = KafkaConsumer(self.servers, self.options.prefix + group, [self.name_of(topic) for topic in topics], self.options)
         try:
             with _unavailable():
@@ -119,7 +119,7 @@ class KafkaLog:
         """Return how many records of the topic the group has not committed; all of them for an unknown group."""
         with _unavailable():
             async with asyncio.timeout(_ADMIN_S):
-                await self.make_topics([topic])
+                await self._make_missing({topic: None})
                 admin = await self._connected_admin()
                 reader = await self._connected_reader()
                 partitions = await self._partitions(admin, self.name_of(topic))
@@ -154,18 +154,28 @@ class KafkaLog:
         ):
             yield finding
 
-    async def make_topics(self, topics: Sequence[str]) -> None:
-        """Make the topics that do not exist, with the partitions and replicas of the URL."""
-        missing = [topic for topic in topics if topic not in self._known_topics]
+    async def make_topics(self, topics: Mapping[str, int | None]) -> None:
+        """Make the topics that do not exist, with the replicas of the URL; see `kit.eventlog.EventLog`."""
+        check_partitions(topics)
+        with _unavailable():
+            await self._make_missing(topics)
+
+    async def _make_missing(self, topics: Mapping[str, int | None]) -> None:
+        missing = {topic: partitions for topic, partitions in topics.items() if topic not in self._known_topics}
         if not missing:
             return
         admin = await self._connected_admin()
         options = self.options
         configs = {"retention.ms": str(options.retention_s * 1000), "max.message.bytes": str(MAX_MESSAGE_BYTES)}
-        new = [NewTopic(self.name_of(topic), options.partitions, options.replication, topic_configs=configs) for topic in missing]
+        new = [
+            NewTopic(self.name_of(topic), partitions or options.partitions, options.replication, topic_configs=configs)
+            for topic, partitions in missing.items()
+        ]
         answer = await admin.create_topics(new, timeout_ms=int(_ADMIN_S * 1000))
-        for topic, code, *_words in answer.topic_errors:
+        for topic, code, *words in answer.topic_errors:
             error = for_code(code)
+            if error is InvalidTopicError:
+                raise ValueError(f"not a topic name: {topic!r} ({' '.join(map(str, words))})")
             if code and error is not TopicAlreadyExistsError:
                 raise error(topic)
         self._known_topics.update(missing)

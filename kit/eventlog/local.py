@@ -23,7 +23,7 @@ import msgspec
 
 from kit.checks import Findings, note, ok, room
 from kit.errors import TooLarge, Unavailable
-from kit.eventlog import Consumer, LogFull, Message
+from kit.eventlog import MAX_PARTITIONS, Consumer, LogFull, Message, check_partitions
 from kit.eventlog.local_file import AddTopic, Append, Commit, Forget, Lane, LogFile, Operation, Outcome, Ping, Trim
 from kit.eventlog.local_groups import Group, LocalConsumer
 from kit.eventlog.local_reader import LogReader
@@ -66,8 +66,8 @@ class Options:
     def of(cls, query: str) -> Options:
         """Read the query part of a URL. Raises `ValueError` for an unknown name or a bad number."""
         options = read_options(cls, query, "the URL of a local log")
-        if options.max_bytes < 1 << 16 or not 1 <= options.partitions <= 1024:
-            raise ValueError("max_bytes is at least 65536, partitions between 1 and 1024")
+        if options.max_bytes < 1 << 16 or not 1 <= options.partitions <= MAX_PARTITIONS:
+            raise ValueError(f"max_bytes is at least 65536, partitions between 1 and {MAX_PARTITIONS}")
         return options
 
 
@@ -120,6 +120,12 @@ class LocalLog:
             return
         self._waiting_bytes += size
         await self._submit(Append(self._loop.create_future(), parts, size))
+
+    async def make_topics(self, topics: Mapping[str, int | None]) -> None:
+        """Make the topics that do not exist; see `kit.eventlog.EventLog`."""
+        check_partitions(topics)
+        for topic, partitions in topics.items():
+            await self._topic(topic, partitions)
 
     @asynccontextmanager
     async def consumer(self, group: str, topics: Sequence[str]) -> AsyncIterator[Consumer]:
@@ -246,12 +252,13 @@ class LocalLog:
         self._file.submit(operation)
         return await operation.future
 
-    async def _topic(self, topic: str) -> list[Lane]:
+    async def _topic(self, topic: str, partitions: int | None = None) -> list[Lane]:
         if not _NAME.fullmatch(topic):
             raise ValueError(f"not a topic name: {topic!r}")
         async with self._joining:
             if topic not in self._topics:
-                self._add_lanes(topic, await self._submit(AddTopic(self._loop.create_future(), topic, self._options.partitions)))
+                lanes = await self._submit(AddTopic(self._loop.create_future(), topic, partitions or self._options.partitions))
+                self._add_lanes(topic, lanes)
             return self._topics[topic]
 
     def _add_lanes(self, topic: str, lanes: list[Lane]) -> None:

@@ -1,17 +1,18 @@
-"""Statements about planned ranges."""
+"""Statements about planned ranges, and the fence around them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
 from sqlalchemy import func, select, update
 
 from kit.db import Reader, Transaction
 from services.telemetry.domain import Plan
-from services.telemetry.tables import INGEST_PLANS
+from services.telemetry.tables import INGEST_OWNERS, INGEST_PLANS
 
 _T = INGEST_PLANS
+_O = INGEST_OWNERS
 
 
 async def plans_of(reader: Reader, topic: str) -> dict[int, Plan]:
@@ -20,8 +21,28 @@ async def plans_of(reader: Reader, topic: str) -> dict[int, Plan]:
     return {row.partition: Plan(row.topic, row.partition, row.first_offset, row.last_offset, row.newest_at, row.done) for row in rows}
 
 
+async def take_partitions(tx: Transaction, topic: str, partitions: Collection[int]) -> dict[int, int]:
+    """Take partitions and return their new epochs: whoever had one of them before can plan it no more."""
+    epochs = {}
+    for partition in sorted(partitions):
+        where = (_O.c.topic == topic, _O.c.partition == partition)
+        if (await tx.execute(update(_O).where(*where).values(epoch=_O.c.epoch + 1))).rowcount:
+            epochs[partition] = int(await tx.scalar(select(_O.c.epoch).where(*where)))
+        else:
+            epochs[partition] = 1
+            await tx.execute(_O.insert().values(topic=topic, partition=partition, epoch=1))
+    return epochs
+
+
+async def overtaken(tx: Transaction, topic: str, epochs: Mapping[int, int]) -> list[int]:
+    """Return those of the partitions that somebody else has taken since they were taken with these epochs."""
+    rows = await tx.all(select(_O).where(_O.c.topic == topic, _O.c.partition.in_(epochs)))
+    current = {row.partition: row.epoch for row in rows}
+    return sorted(partition for partition, epoch in epochs.items() if current.get(partition) != epoch)
+
+
 async def put_plans(tx: Transaction, plans: Sequence[Plan], now: datetime) -> None:
-    """Make these the plans of their partitions, not done."""
+    """Make these the plans of their partitions, not done. The caller has asked `overtaken` in the same transaction."""
     for plan in plans:
         values = {
             "first_offset": plan.first,

@@ -1,4 +1,4 @@
-"""The one SQL table of telemetry: which range of the log the writer is inserting."""
+"""The SQL tables of telemetry: which range of the log a writer is inserting, and who may say so."""
 
 from __future__ import annotations
 
@@ -20,4 +20,13 @@ INGEST_PLANS = Table(
     Column("newest_at", Timestamp, nullable=False),
     Column("planned_at", Timestamp, nullable=False),
     Column("done", Boolean, nullable=False),
+)
+
+#: One row per partition: how often it was taken. Only who took it last may plan (`store.take_partitions`).
+INGEST_OWNERS = Table(
+    "ingest_owners",
+    metadata,
+    Column("topic", String(80), primary_key=True),
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    Column("epoch", BigInteger, nullable=False),
 )

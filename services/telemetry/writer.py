@@ -1,17 +1,18 @@
 """Moves batches from the event log into the column store, each once in effect.
 
-Per partition: the range is planned in SQL → decoded → inserted under the range's token → its rejects go to the dead letters → the log's
-offset is committed → the plan is done. Whoever goes on after a crash finds the plan, cuts exactly that range again and inserts it
-under the same token, which adds nothing twice. Should a token be forgotten, or a device send a batch again, the tables replace rows of
-the same identity (schema/). It decides nothing about the contents: `decode.py` does.
+Per partition, once it is ours: a fence is taken in SQL, then the log is asked whether the partition is ours still; from then on nobody
+who had it before can plan. Per range: it is planned in SQL → decoded → inserted under the range's token → its rejects go to the dead
+letters → the log's offset is committed → the plan is done. Whoever goes on after a crash finds the plan, cuts exactly that range again
+and inserts it under the same token, which adds nothing twice. Should a token be forgotten, or a device send a batch again, the tables
+replace rows of the same identity (schema/). It decides nothing about the contents: `decode.py` does.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from kit.clock import Clock
@@ -47,6 +48,14 @@ class WriterOptions:
     max_rejects_in_row: int = 1000
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A partition of ours: under which epoch it was taken, and its last plan. Nobody else can have changed that plan meanwhile."""
+
+    epoch: int
+    plan: Plan | None
+
+
 class Writer(Worker):
     """The worker. Several may run, in one process or many: each has its own partitions."""
 
@@ -60,6 +69,7 @@ class Writer(Worker):
         self._log, self._database, self._tables = eventlog, database, tables
         self._clock, self._metrics, self._options = clock, metrics, options
         self._patience = Patience(options.max_rejects_in_row)
+        self._held: dict[int, Held] = {}
         self._failures = 0
         self._stuck = ""
 
@@ -112,19 +122,38 @@ class Writer(Worker):
         Raises `PartitionLost` when they belong to another writer now, `TooManyRejects`, or what the stores raise; then nothing of the
         failing range is committed and it has to be read again.
         """
+        try:
+            await self._write(consumer, records)
+        except BaseException:
+            self._held.clear()  # what is known of the plans may be wrong now
+            raise
+
+    async def _write(self, consumer: Consumer, records: Sequence[Record]) -> None:
         left = _by_partition(records)
         while left:
-            async with self._database.read() as reader:
-                plans = await store.plans_of(reader, events.RECEIVED)
+            await self._hold(consumer, left)
             now: dict[int, Sequence[Record]] = {}
             later: dict[int, list[Record]] = {}
             for partition, waiting in left.items():
-                piece = await self._planned_piece(consumer, partition, waiting, plans.get(partition), later)
+                piece = await self._planned_piece(consumer, partition, waiting, self._held[partition].plan, later)
                 now[partition] = piece
             headers = [record.headers for piece in now.values() for record in piece]
             with handling("telemetry", "write batches", headers, attributes={"messaging.batch.message_count": len(headers)}):
                 await self._write_ranges(consumer, now)
             left = later
+
+    async def _hold(self, consumer: Consumer, parts: Mapping[int, Sequence[Record]]) -> None:
+        """Take the fences of partitions that are new to us. Raises `PartitionLost` when the log has given one to another writer."""
+        new = {partition: records for partition, records in parts.items() if partition not in self._held}
+        if not new:
+            return
+        async with self._database.begin() as tx:
+            epochs = await store.take_partitions(tx, events.RECEIVED, new)
+            plans = await store.plans_of(tx, events.RECEIVED)
+        # A writer that was paused may take the fence from its successor here. This commit, which says nothing new, then fails,
+        # and the successor takes the fence again: only after it is the fence good for anything.
+        await consumer.commit({(events.RECEIVED, partition): records[0].offset for partition, records in new.items()})
+        self._held |= {partition: Held(epoch, plans.get(partition)) for partition, epoch in epochs.items()}
 
     async def _planned_piece(
         self, consumer: Consumer, partition: int, waiting: Sequence[Record], plan: Plan | None, later: dict[int, list[Record]]
@@ -147,6 +176,8 @@ class Writer(Worker):
     async def _write_ranges(self, consumer: Consumer, ranges: dict[int, Sequence[Record]]) -> None:
         plans = [_plan_of(records) for records in ranges.values()]
         async with self._database.begin() as tx:
+            if taken := await store.overtaken(tx, events.RECEIVED, {plan.partition: self._held[plan.partition].epoch for plan in plans}):
+                raise PartitionLost(f"partitions {taken} of {events.RECEIVED} were taken by another writer")
             await store.put_plans(tx, plans, self._clock.now())
         letters: list[Message] = []
         patience = self._patience
@@ -159,6 +190,7 @@ class Writer(Worker):
         await consumer.commit({(plan.topic, plan.partition): plan.last + 1 for plan in plans})
         async with self._database.begin() as tx:
             await store.finish_plans(tx, plans)
+        self._held |= {plan.partition: Held(self._held[plan.partition].epoch, replace(plan, done=True)) for plan in plans}
         self._patience = patience
         self._count(ranges, len(letters))
 

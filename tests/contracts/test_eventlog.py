@@ -261,6 +261,38 @@ async def test_lag_counts_what_is_not_committed(eventlog: EventLog) -> None:
         assert await eventlog.lag("readers", TOPIC) == 0
 
 
+async def partitions_of(eventlog: EventLog, topic: str) -> set[int]:
+    """The partitions that many different keys reach."""
+    await eventlog.append(topic, [Message(f"key-{number}", b"") for number in range(400)])
+    async with eventlog.consumer(f"counting-{topic}", [topic]) as consumer:
+        return {record.partition for record in await take_all(consumer)}
+
+
+async def test_topics_can_be_made_ahead_with_their_partitions(eventlog: EventLog) -> None:
+    await eventlog.make_topics({"few.made": 1, "more.made": 9, "usual.made": None})
+    assert await partitions_of(eventlog, "few.made") == {0}
+    assert await partitions_of(eventlog, "more.made") == set(range(9))
+    assert await partitions_of(eventlog, "usual.made") == await partitions_of(eventlog, "never.made") == set(range(4))
+
+
+async def test_making_a_topic_again_changes_nothing(url: str) -> None:
+    async with open_eventlog(url) as eventlog:
+        await eventlog.make_topics({TOPIC: 2})
+        await eventlog.append(TOPIC, numbered(20))
+    async with open_eventlog(url) as eventlog:
+        await eventlog.make_topics({TOPIC: 7, "other.happened": None})
+        await eventlog.make_topics({})
+        async with eventlog.consumer("readers", [TOPIC]) as consumer:
+            assert values(await take_all(consumer)) == list(range(20))
+        assert await partitions_of(eventlog, TOPIC) == {0, 1}
+
+
+@pytest.mark.parametrize("topics", [{"a b": 1}, {TOPIC: 0}, {TOPIC: -1}, {TOPIC: 100_000}])
+async def test_a_topic_that_cannot_be_is_refused(eventlog: EventLog, topics: dict[str, int | None]) -> None:
+    with pytest.raises(ValueError, match=r"topic|partitions"):
+        await eventlog.make_topics(topics)
+
+
 async def test_ping_answers(eventlog: EventLog) -> None:
     await eventlog.ping()
 

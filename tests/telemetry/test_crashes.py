@@ -20,7 +20,8 @@ from tests.telemetry.factories import History
 
 ROOT = Path(__file__).parents[2]
 SHARE = 25
-#: Where the writer dies, and at which time that it gets there. The first transaction plans, the second says done.
+#: Where the writer dies, and at which time that it gets there. The first transaction takes the fence, then each range plans and says done;
+#: the first commit only asks whether the partitions are ours.
 STEPS = (
     ("after transaction", 1),
     ("before insert samples", 2),
@@ -31,8 +32,10 @@ STEPS = (
     ("before append telemetry.rejected", 1),
     ("after append telemetry.rejected", 1),
     ("before commit", 1),
-    ("after commit", 1),
+    ("before commit", 2),
+    ("after commit", 2),
     ("after transaction", 2),
+    ("after transaction", 3),
     ("after append telemetry.received", 11),
 )
 RANDOM_KILLS = 4

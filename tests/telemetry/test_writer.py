@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -65,17 +65,34 @@ async def test_ranges_are_planned_written_committed_and_done(stores: Stores) -> 
     assert b'latebind_telemetry_batches_total{outcome="written"} 12.0' in stores.metrics.render()
 
 
+class Meanwhile(Tables):
+    """Tables at whose first insert something else happens first."""
+
+    happening: Callable[[], Awaitable[object]] | None = None
+
+    async def insert(self, table: str, columns: Columns, *, token: str) -> None:
+        if self.happening is not None:
+            happening, self.happening = self.happening, None
+            await happening()
+        await super().insert(table, columns, token=token)
+
+
 async def test_the_next_owner_cuts_the_same_range_and_inserts_it_under_the_same_token(stores: Stores) -> None:
     await fill(stores, 16)
-    async with member(stores) as first:
+    stores.tables = tables = Meanwhile(stores.olap)
+    async with member(stores) as first, AsyncExitStack() as stack:
         before = await first.batch(max_records=100, max_bytes=1 << 24, max_wait_s=1)
-        async with member(stores) as second:  # takes half of the partitions while the first one works
-            with pytest.raises(PartitionLost):
-                await stores.writer().write(first, before.records)
-            planned = await plans(stores)
-            assert not any(plan.done for plan in planned.values())
-            assert await raw_count(stores) == 32
-            await fill(stores, 8, start=16)
+        # The second one takes half of the partitions while the first one works.
+        tables.happening = lambda: stack.enter_async_context(member(stores))
+        with pytest.raises(PartitionLost):
+            await stores.writer().write(first, before.records)
+        planned = await plans(stores)
+        assert planned
+        assert not any(plan.done for plan in planned.values())
+        assert await raw_count(stores) == 2 * len(before.records)
+        await fill(stores, 8, start=16)
+        await stack.aclose()
+        async with member(stores) as second:
             await first.rewind()
             # Two records at a time: cut by arrival the ranges would be others.
             writer = stores.writer(max_records=2)

@@ -1,0 +1,122 @@
+"""A writer that was paused, or whose partitions have moved, changes no plan of its successor."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from kit.db import Database, Transaction
+from kit.eventlog import Consumer, PartitionLost, Record
+from kit.olap import Columns
+from kit.olap.chdb import ChdbStore
+from services.telemetry.columnstore import Tables
+from services.telemetry.domain import Plan
+from tests.telemetry.stores import Stores
+from tests.telemetry.test_writer import fill, inferences, member, plans, raw_count
+
+#: The transactions of a writer that is new to its partitions: taking the fence, planning, then noting that it is done.
+TAKE, PLAN = 1, 2
+
+
+class Pausing:
+    """A database before whose n-th transaction its user is paused, as a whole process can be."""
+
+    def __init__(self, real: Database, at: int) -> None:
+        self._real, self._left = real, at
+        self.reached, self.go_on = asyncio.Event(), asyncio.Event()
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[Transaction]:
+        self._left -= 1
+        if self._left == 0:
+            self.reached.set()
+            await self.go_on.wait()
+        async with self._real.begin() as transaction:
+            yield transaction
+
+
+class Dying(Tables):
+    """Tables whose writer dies when the rows are in."""
+
+    async def insert(self, table: str, columns: Columns, *, token: str) -> None:
+        await super().insert(table, columns, token=token)
+        raise ConnectionAbortedError("died")
+
+
+def shares(records: list[Record], size: int) -> tuple[list[Record], list[Record]]:
+    """The first `size` records of every partition, and the others."""
+    first = [record for record in records if record.offset < size]
+    return first, [record for record in records if record.offset >= size]
+
+
+@pytest.mark.parametrize("at", [TAKE, PLAN])
+async def test_a_paused_writer_does_not_overwrite_the_plan_of_its_successor(stores: Stores, at: int) -> None:
+    await fill(stores, 24)
+    database = Pausing(stores.database, at)
+    paused = stores.writer()
+    paused._database = database  # type: ignore[assignment]
+    async with member(stores) as consumer:
+        sleeper = asyncio.create_task(paused.write(consumer, await handed_out(consumer, 24)))
+        await database.reached.wait()
+    # The successor finishes a piece of every partition, and dies within the next one.
+    tables, stores.tables = stores.tables, Dying(stores.olap)
+    dying = stores.writer()
+    stores.tables = tables
+    async with member(stores) as consumer:
+        first, second = shares(await handed_out(consumer, 24), 2)
+        await stores.writer().write(consumer, first)
+        with pytest.raises(ConnectionAbortedError):
+            await dying.write(consumer, second)
+        planned = await plans(stores)
+    assert {(record.partition, 2) for record in second} <= {(plan.partition, plan.first) for plan in planned.values()}
+    database.go_on.set()
+    with pytest.raises(PartitionLost):
+        await sleeper
+    assert await plans(stores) == planned
+    await finish(stores, 24)
+
+
+async def test_who_takes_a_fence_without_owning_the_partition_plans_nothing(stores: Stores) -> None:
+    """It only disturbs the owner, who takes the fence again."""
+    await fill(stores, 8)
+    async with member(stores) as consumer:
+        owner = stores.writer()
+        records = await handed_out(consumer, 8)
+        await owner.write(consumer, records)
+        before = await plans(stores)
+        with pytest.raises(PartitionLost):
+            await stores.writer().write(Gone(), records)  # type: ignore[arg-type]
+        assert await plans(stores) == before
+        await fill(stores, 8)
+        records = await handed_out(consumer, 8)
+        with pytest.raises(PartitionLost, match="another writer"):
+            await owner.write(consumer, records)
+        assert await plans(stores) == before
+        await owner.write(consumer, records)
+    await finish(stores, 16)
+
+
+class Gone:
+    """A consumer whose partitions have moved: the log refuses its commits."""
+
+    async def commit(self, offsets: object) -> None:
+        raise PartitionLost("moved")
+
+
+async def handed_out(consumer: Consumer, count: int) -> list[Record]:
+    found: list[Record] = []
+    while len(found) < count:
+        found += (await consumer.batch(max_records=100, max_bytes=1 << 24, max_wait_s=1)).records
+    return found
+
+
+async def finish(stores: Stores, batches: int) -> None:
+    await stores.write_all()
+    if isinstance(stores.olap, ChdbStore):
+        assert await raw_count(stores) == 2 * batches  # the tokens were the same: no range was cut differently
+    assert await inferences(stores) == 2 * batches
+    found: dict[int, Plan] = await plans(stores)
+    assert all(plan.done for plan in found.values())
