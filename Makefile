@@ -42,6 +42,14 @@ servers: setup ## Start real PostgreSQL, Kafka, S3 and ClickHouse below build/se
 servers-stop: ## Stop them; their data stays
 	@$(RUN)/python -m deploy.servers stop $(SERVERS)
 
+.PHONY: cluster
+cluster: servers ## Start every part as processes of its own, two each, on the real servers; below build/cluster
+	@$(RUN)/python -m deploy.cluster up
+
+.PHONY: cluster-stop
+cluster-stop: ## Stop them; data and servers stay
+	@$(RUN)/python -m deploy.cluster stop
+
 .PHONY: test-cluster
 test-cluster: servers ## Run the contract suites and the cluster tests on the real servers, then stop those
 	@PATH="$(abspath $(dir $(UV))):$$PATH" $(RUN)/pytest -m 'cluster or contract' $(PYTEST_ARGS); passed=$$?; $(if $(KEEP),,$(RUN)/python -m deploy.servers stop;) exit $$passed

@@ -16,10 +16,12 @@ from pydantic import ValidationError
 
 from kit.checks import Finding, State
 from kit.clock import SystemClock
+from kit.errors import Problem
 from kit.logs import configure_logging
 from services.doctor import GATEWAY, examine, settings_faults
-from services.launch import SERVICES, AddressInUse, AlreadyRunning, LaunchSettings, Started, default_loop_factory, migrate_all, run
+from services.launch import SERVICES, AlreadyRunning, LaunchSettings, Started, migrate_all, run
 from services.prefetch import ENVIRONMENTS, prefetch
+from services.serving import AddressInUse, default_loop_factory
 
 _DESCRIPTION = "The Latebind server. Without arguments: everything in one process, on embedded stores below ./data."
 _EPILOG = """examples:
@@ -28,7 +30,7 @@ _EPILOG = """examples:
   latebindd registry                      one service, its API and its workers
   latebindd telemetry --only workers      the workers of one service
   latebindd gateway                       the gateway; upstreams from LATEBIND_GATEWAY_*_URL
-  latebindd migrate [service ...]         bring databases to the newest revision
+  latebindd migrate [service ...]         bring the stores to the newest revision; makes the operator key
   latebindd prefetch [environment ...]    make the packager's converter environments before the first job needs them
   latebindd doctor [--json] [part ...]    hold this configuration against its servers; says what is wrong
 
@@ -74,8 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     if set(given.service) - set(named):
         parser.error(f"unexpected: {' '.join(given.service)} (`{given.part}` takes: {', '.join(named) or 'nothing'})")
     if given.part == "migrate":
-        asyncio.run(migrate_all(settings, given.service or SERVICES))
-        return 0
+        return _migrate(settings, given.service or SERVICES)
     if given.part == "prefetch":
         return asyncio.run(prefetch(given.service or ENVIRONMENTS))
     if given.part == "doctor":
@@ -94,6 +95,16 @@ def main(arguments: list[str] | None = None) -> int:
     except (AlreadyRunning, AddressInUse, ValueError) as error:
         sys.stderr.write(f"latebindd cannot start: {error}\n")
         return 1
+    return 0
+
+
+def _migrate(settings: LaunchSettings, services: Sequence[str]) -> int:
+    try:
+        operator_key = asyncio.run(migrate_all(settings, services))
+    except Problem as problem:
+        sys.stderr.write(f"latebindd migrate: {problem.detail}\n")
+        return 1
+    _show_operator_key(operator_key, settings.operator_key_file)
     return 0
 
 
@@ -123,13 +134,16 @@ def _report(findings: Sequence[Finding], *, as_json: bool) -> int:
 
 def _announce(started: Started, ready_file: Path | None) -> None:
     """Tell people where it is; the operator key is shown this once."""
-    lines = [f"Latebind serves {started.url}  (API: {started.url}/docs, metrics: {started.internal_url}/metrics)"]
-    if started.operator_key:
-        lines.append(f"Operator key, shown once and kept in {started.operator_key_file} (mode 0600): {started.operator_key}")
-    sys.stderr.write("\n".join(lines) + "\n")
-    sys.stderr.flush()
+    sys.stderr.write(f"Latebind serves {started.url}  (API: {started.url}/docs, metrics: {started.internal_url}/metrics)\n")
+    _show_operator_key(started.operator_key, started.operator_key_file)
     if ready_file is not None:
         ready_file.write_text(json.dumps({"url": started.url, "internal_url": started.internal_url, "pid": os.getpid()}) + "\n")
+
+
+def _show_operator_key(key: str | None, path: Path) -> None:
+    if key:
+        sys.stderr.write(f"Operator key, shown once and kept in {path} (mode 0600): {key}\n")
+    sys.stderr.flush()
 
 
 if __name__ == "__main__":

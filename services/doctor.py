@@ -240,9 +240,7 @@ async def examine_upstreams(secrets: Secrets) -> AsyncIterator[Finding]:
     except ValidationError:
         return  # said before
     urls: Mapping[str, str] = {name.removesuffix("_url"): value for name, value in settings.model_dump().items() if name.endswith("_url")}
-    for service, url in urls.items():
-        if not url:
-            continue
+    for service, url in ((service, url.strip()) for service, listed in urls.items() for url in listed.split(",") if url.strip()):
         upstream = HttpUpstream(url)
         try:
             async with asyncio.timeout(_PORT_S):

@@ -6,20 +6,15 @@ The only place that knows which services exist. `latebindd` (`services/__main__.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
 import fcntl
 import os
 import signal
-import socket
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import uvicorn
 from pydantic import Field
 from structlog import get_logger
 
@@ -36,19 +31,23 @@ from kit.db.lease import leased
 from kit.db.migrate import migrate
 from kit.db.outbox import forget_seen, outbox_relay
 from kit.identity import PrincipalSeal
-from kit.metrics import CONTENT_TYPE, KIT_METRICS, Metrics, PrometheusMetrics
+from kit.metrics import KIT_METRICS, Metrics, PrometheusMetrics
+from kit.olap.migrate import migrate as migrate_olap
 from kit.ports import Part, Ports, PortSettings, open_ports
 from kit.tracing import traced_app, tracing
-from kit.watch import dependencies, trouble, watch
-from kit.workers import Worker, Workers, running
+from kit.watch import watch
+from kit.workers import Worker, running
 from services.deployer.app import create_part as create_deployer
 from services.deployer.settings import DeployerSettings
 from services.packager.app import create_part as create_packager
 from services.packager.settings import PackagerSettings
+from services.probes import Readiness, ServiceFront, internal_app, readiness
 from services.registry.accounts.bootstrap import ensure_operator_key
 from services.registry.app import create_part as create_registry
 from services.registry.settings import RegistrySettings
+from services.serving import bind, inherited_socket, serving, url_of
 from services.telemetry.app import create_part as create_telemetry
+from services.telemetry.columnstore import SCHEMA
 from services.telemetry.settings import TelemetrySettings
 
 log = get_logger(__name__)
@@ -57,15 +56,11 @@ SERVICES = ("registry", "packager", "deployer", "telemetry")
 Only = Literal["all", "api", "workers"]
 
 _CLEAN_UP_S = 3600.0
-_DRAIN_S = 20
+_FINISH_S = 20
 
 
 class AlreadyRunning(Exception):
     """Another process works on this data folder."""
-
-
-class AddressInUse(Exception):
-    """Another program listens on the address."""
 
 
 class LaunchSettings(PortSettings):
@@ -79,6 +74,11 @@ class LaunchSettings(PortSettings):
     traces_url: str = ""
     traces_share: float = Field(default=1.0, ge=0, le=1)
     log_level: str = "info"
+
+    @property
+    def operator_key_file(self) -> Path:
+        """Where the operator key is put when it is made."""
+        return self.data_dir / "operator.key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,28 +137,25 @@ async def launched(
     metrics = PrometheusMetrics(*KIT_METRICS)
     async with AsyncExitStack() as stack:
         stack.enter_context(tracing(settings.traces_url, instance=settings.holder, share=settings.traces_share))
-        if services and not settings.database_url:
+        embedded = bool(services) and not settings.database_url
+        if embedded:
             stack.enter_context(_one_process(settings.data_dir))
-        sockets = [_bind(settings.host, settings.port), _bind(settings.internal_host, settings.internal_port)]
+        sockets = [inherited_socket() or bind(settings.host, settings.port), bind(settings.internal_host, settings.internal_port)]
         ports = await stack.enter_async_context(open_ports(settings, services, clock=clock, metrics=metrics))
-        for service, one in ports.items():  # one after the other: Alembic keeps its context in globals
-            await migrate(one.database, f"services.{service}")
+        operator_key = await _prepare(settings, ports) if embedded else None  # elsewhere `latebindd migrate` has done it
         parts = {service: _traced(service, _create_part(service, one)) for service, one in ports.items()}
-        operator_key = None
-        if "registry" in ports:
-            operator_key = await ensure_operator_key(ports["registry"], settings.data_dir / "operator.key")
         working = _workers(parts, ports, only)
         workers = await stack.enter_async_context(running(working, clock=clock, metrics=metrics))
         await stack.enter_async_context(running([watch(ports, workers, working, metrics)], clock=clock, metrics=metrics))
-        readiness = _readiness(ports, workers)
-        app = await _public_app(stack, parts, ports, metrics, readiness, with_gateway=with_gateway, settings=settings)
-        internal = _internal_app(app, metrics)
+        ready = readiness(ports, workers)
+        app = await _public_app(stack, parts, ports, metrics, ready, with_gateway=with_gateway, settings=settings)
+        internal = internal_app(app, metrics)
         front = traced_app("gateway", app, template=_template, from_outside=True) if with_gateway else app
         for served, bound in ((front, sockets[0]), (internal, sockets[1])):
-            await stack.enter_async_context(_serving(served, bound))
+            await stack.enter_async_context(serving(served, bound, finish_s=_FINISH_S))
         app.started = True
         try:
-            yield Started(_url(sockets[0]), _url(sockets[1]), operator_key, settings.data_dir / "operator.key")
+            yield Started(url_of(sockets[0]), url_of(sockets[1]), operator_key, settings.operator_key_file)
         finally:
             app.draining = True
             await asyncio.sleep(settings.drain_s)
@@ -174,12 +171,25 @@ def _template(path: str) -> str:
     return route.prefix if route else "/internal" if path.startswith("/internal/") else "other"
 
 
-async def migrate_all(settings: LaunchSettings, services: Sequence[str]) -> None:
-    """Bring the databases of these services to the newest revision (`latebindd migrate`)."""
+async def migrate_all(settings: LaunchSettings, services: Sequence[str]) -> str | None:
+    """Bring the stores of these services to the newest revision (`latebindd migrate`); returns the operator key when this made it.
+
+    Several may run at once: one works, the others look and find it done.
+    """
     async with open_ports(settings, services, clock=SystemClock(), metrics=PrometheusMetrics(*KIT_METRICS)) as ports:
-        for service, one in ports.items():
-            await migrate(one.database, f"services.{service}")
-            log.info("migrated", service=service)
+        operator_key = await _prepare(settings, ports)
+        if "telemetry" in ports:
+            own = ports["telemetry"]
+            async with own.database.begin():  # the column store has no locks; writers of a database take turns
+                await migrate_olap(own.olap, SCHEMA)
+    log.info("migrated", services=list(services))
+    return operator_key
+
+
+async def _prepare(settings: LaunchSettings, ports: Mapping[str, Ports]) -> str | None:
+    for service, one in ports.items():  # one after the other: Alembic keeps its context in globals
+        await migrate(one.database, f"services.{service}")
+    return await ensure_operator_key(ports["registry"], settings.operator_key_file) if "registry" in ports else None
 
 
 def _workers(parts: Mapping[str, Part], ports: Mapping[str, Ports], only: Only) -> list[Worker]:
@@ -208,7 +218,7 @@ async def _public_app(
     parts: Mapping[str, Part],
     ports: Mapping[str, Ports],
     metrics: Metrics,
-    readiness: Callable[[], Awaitable[Mapping[str, str | None]]],
+    ready: Readiness,
     *,
     with_gateway: bool,
     settings: LaunchSettings,
@@ -216,7 +226,7 @@ async def _public_app(
     """Return the gateway before the services that run here and the remote ones, or one service alone."""
     if not with_gateway:
         (part,) = parts.values()
-        return ServiceFront(part.app, readiness)
+        return ServiceFront(part.app, ready)
     gateway_settings = GatewaySettings()
     upstreams: dict[str, http.ASGIApp] = {service: part.app for service, part in parts.items()}
     for service in SERVICES:
@@ -232,111 +242,10 @@ async def _public_app(
     if blobs is None:
         blobs = await stack.enter_async_context(open_blobs(settings.blobs, link_secret=secrets.key("links")))
     upstreams["links"] = create_links_app(blobs, link_secret=secrets.key("links"))
-    gateway = create_app(gateway_settings, upstreams, seal=PrincipalSeal(secrets.key("gateway")), metrics=metrics, readiness=readiness)
+    gateway = create_app(gateway_settings, upstreams, seal=PrincipalSeal(secrets.key("gateway")), metrics=metrics, readiness=ready)
     if parts:
         await gateway.check()
     return gateway
-
-
-class ServiceFront:
-    """One service on its own port: the same probes as the gateway, everything else to the service."""
-
-    def __init__(self, app: http.ASGIApp, readiness: Callable[[], Awaitable[Mapping[str, str | None]]]) -> None:
-        self._app = app
-        self._readiness = readiness
-        self.started = False
-        self.draining = False
-
-    async def __call__(self, scope: http.Scope, receive: http.Receive, send: http.Send) -> None:
-        """Serve one request (ASGI)."""
-        if scope["type"] == "http" and scope["path"] in {"/livez", "/readyz", "/startupz"}:
-            await self.health(scope["path"], send)
-        else:
-            await self._app(scope, receive, send)
-
-    async def health(self, path: str, send: http.Send) -> None:
-        """Answer a probe."""
-        await http.send_health(path, send, self._readiness, started=self.started, draining=self.draining)
-
-
-def _internal_app(app: Gateway | ServiceFront, metrics: Metrics) -> http.ASGIApp:
-    """Probes and `/metrics`, on a port that is not public."""
-
-    async def internal(scope: http.Scope, receive: http.Receive, send: http.Send) -> None:
-        if scope["type"] != "http":
-            return
-        if scope["path"] == "/metrics":
-            await http.send_bytes(send, 200, metrics.render(), [(b"content-type", CONTENT_TYPE.encode())])
-        elif scope["path"] in {"/livez", "/readyz", "/startupz"}:
-            await app.health(scope["path"], send)
-        else:
-            await http.send_bytes(send, 404, b"")
-
-    return internal
-
-
-def _readiness(ports: Mapping[str, Ports], workers: Workers) -> Callable[[], Awaitable[Mapping[str, str | None]]]:
-    """Return a check that pings what this process opened, each within a second, and asks the workers."""
-
-    async def ready() -> Mapping[str, str | None]:
-        checks = dependencies(ports)
-        answers = await asyncio.gather(*(trouble(check) for check in checks.values()))
-        return {**dict(zip(checks, answers, strict=True)), **{f"worker {name}": problem for name, problem in workers.health().items()}}
-
-    return ready
-
-
-class _Server(uvicorn.Server):
-    """Leaves signals to `run`: uvicorn would raise SIGTERM again after its own stop, and the flush would never run."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-@asynccontextmanager
-async def _serving(app: Any, bound: socket.socket) -> AsyncIterator[None]:
-    config = uvicorn.Config(
-        app,
-        http="httptools",
-        lifespan="off",
-        ws="none",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        date_header=True,
-        timeout_graceful_shutdown=_DRAIN_S,
-        backlog=2048,
-    )
-    server = _Server(config)
-    task = asyncio.create_task(server.serve(sockets=[bound]), name=f"server {_url(bound)}")
-    while not server.started and not task.done():  # noqa: ASYNC110 - uvicorn has no event for it
-        await asyncio.sleep(0.005)
-    try:
-        yield
-    finally:
-        server.should_exit = True
-        await task
-        bound.close()
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind((host, port))
-    except OSError as error:
-        bound.close()
-        if error.errno in {errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL}:
-            raise AddressInUse(f"cannot listen on {host}:{port} ({error.strerror}); choose another with --host and --port") from error
-        raise
-    return bound
-
-
-def _url(bound: socket.socket) -> str:
-    host, port = bound.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 @contextmanager
@@ -358,13 +267,3 @@ def _one_process(data_dir: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def default_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Return uvloop's factory where it runs, else None for asyncio's own."""
-    if sys.platform == "win32":
-        return None
-    import uvloop  # noqa: PLC0415 - not there on every platform
-
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory

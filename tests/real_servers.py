@@ -12,6 +12,8 @@ from uuid import uuid4
 
 import pytest
 
+from deploy.cluster import Stores
+
 ENV_FILE = Path(__file__).resolve().parents[1] / "build" / "servers" / "servers.env"
 
 
@@ -61,3 +63,8 @@ def clickhouse(**options: str) -> str:
     parts = urlsplit(address("CLICKHOUSE_URL"))
     url = urlunsplit(parts._replace(path=f"/{namespace()}"))
     return with_query(url, **options) if options else url
+
+
+def stores() -> Stores:
+    """Return the URLs of all four, for `deploy.cluster`, in a namespace of its own."""
+    return Stores(postgres(), kafka(), s3("seaweedfs"), clickhouse())

@@ -17,7 +17,30 @@ ROOT = Path(__file__).parents[1]
 _START_S = 60.0
 
 
-class ServerProcess:
+class Api:
+    """The public address of a server, for its operator. `World` needs no more."""
+
+    url: str
+
+    @property
+    def operator_key(self) -> str:
+        """The operator's key."""
+        raise NotImplementedError
+
+    def client(self, key: str | None = None) -> httpx2.Client:
+        """A client with this key (default: the operator's)."""
+        return httpx2.Client(base_url=self.url, headers={"authorization": f"Bearer {key or self.operator_key}"}, timeout=30)
+
+    def new_account(self, name: str = "acme") -> str:
+        """Make an account and return its first admin API key."""
+        with self.client() as client:
+            answer = client.post("/v1/accounts", json={"account": name})
+            assert answer.status_code == 201, answer.text
+            document: dict[str, Any] = answer.json()
+            return str(document["api_key"]["key"] if isinstance(document.get("api_key"), dict) else document["api_key"])
+
+
+class ServerProcess(Api):
     """`latebindd` on a data folder. `start` returns when it answers; `kill` is SIGKILL."""
 
     def __init__(self, data_dir: Path, *, environment: dict[str, str] | None = None) -> None:
@@ -70,18 +93,6 @@ class ServerProcess:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout_s)
-
-    def client(self, key: str | None = None) -> httpx2.Client:
-        """A client with this key (default: the operator's)."""
-        return httpx2.Client(base_url=self.url, headers={"authorization": f"Bearer {key or self.operator_key}"}, timeout=30)
-
-    def new_account(self, name: str = "acme") -> str:
-        """Make an account and return its first admin API key."""
-        with self.client() as client:
-            answer = client.post("/v1/accounts", json={"account": name})
-            assert answer.status_code == 201, answer.text
-            document: dict[str, Any] = answer.json()
-            return str(document["api_key"]["key"] if isinstance(document.get("api_key"), dict) else document["api_key"])
 
     def __enter__(self) -> ServerProcess:
         return self.start()

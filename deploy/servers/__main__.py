@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from deploy.processes import Progress
 from deploy.servers.install import NotInstalled
 from deploy.servers.kinds import KINDS
 from deploy.servers.server import Server, ServerFailed
@@ -19,22 +18,9 @@ ENV_FILE = FOLDER / "servers.env"
 _PREFIX = "LATEBIND_TEST_"
 
 
-class Progress:
-    """One line per thing that happens, with the seconds since the start; several threads tell at once."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-        self._lock = threading.Lock()
-
-    def tell(self, name: str, text: str) -> None:
-        """Print a line to stderr."""
-        with self._lock:
-            print(f"  {time.monotonic() - self._began:6.1f} s  {name:<11} {text}", file=sys.stderr, flush=True)
-
-
 def up(names: list[str]) -> int:
     """Start the servers that do not run, all at once, and write their addresses."""
-    progress = Progress()
+    progress = Progress(sys.stderr)
     servers = [_server(name, progress) for name in names]
     failed = False
 
@@ -59,7 +45,7 @@ def up(names: list[str]) -> int:
 
 def install_all(names: list[str]) -> int:
     """Install without starting, for images and caches."""
-    progress = Progress()
+    progress = Progress(sys.stderr)
     try:
         for name in names:
             progress.tell(name, str(KINDS[name].install(partial(progress.tell, name))))
@@ -71,7 +57,7 @@ def install_all(names: list[str]) -> int:
 
 def stop(names: list[str]) -> int:
     """Stop what runs."""
-    progress = Progress()
+    progress = Progress(sys.stderr)
 
     def end(server: Server) -> None:
         if server.pid is not None:
@@ -85,7 +71,7 @@ def stop(names: list[str]) -> int:
 
 def status(names: list[str]) -> int:
     """Say what runs; exit code 1 when something does not."""
-    ready = {name: _server(name, Progress()) for name in names}
+    ready = {name: _server(name, Progress(sys.stderr)) for name in names}
     for name, server in ready.items():
         print(f"{name:<11} {f'ready  {server.place}' if server.is_ready() else 'not running'}")
     return int(not all(server.is_ready() for server in ready.values()))

@@ -32,7 +32,7 @@ DRIVERS = {
     ),
     "fastapi": ("/app.py", "/routes.py", "kit/web.py", "gateway/"),
     "starlette": ("kit/web.py",),
-    "uvicorn": ("services/launch.py",),
+    "uvicorn": ("services/serving.py",),
 }
 MAX_LINES = 400
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from deploy.cluster.process import migrate
 from kit.eventlog import open_eventlog
 from tests import real_servers
 from tests.e2e.world import World, eventually
@@ -29,7 +31,8 @@ def _send_batch(world: World) -> str:
     """Send a batch as a device; returns the request id of the answer."""
     key = world.enrolment_key()
     token = eventually(lambda: _token(world, key))
-    body = batch(samples([500, 600, 700], of=package())).SerializeToString()
+    now_ms = int(time.time() * 1000)  # analytics look at the last week
+    body = batch(samples([500, 600, 700], of=package(), base_ms=now_ms - 1000), created_ms=now_ms).SerializeToString()
     headers = {"authorization": f"Bearer {token}", "content-type": "application/x-protobuf", "traceparent": f"00-{'1' * 32}-{'2' * 16}-01"}
     answer = httpx2.post(f"{world.server.url}/v1/device/telemetry", content=body, headers=headers)
     assert answer.status_code == 202, answer.text
@@ -85,12 +88,13 @@ async def test_a_process_per_part_on_real_servers(received: Receiver, tmp_path: 
             stack.callback(server.end)
             return server.start(*arguments)
 
+        migrate(tmp_path / "migrate", shared)
         parts = {part: start(part, part) for part in ("registry", "packager", "deployer")}
         parts["telemetry"] = start("api", "telemetry", "--only", "api")
         writer = start("writer", "telemetry", "--only", "workers")
         gateway = start("gateway", "gateway", **{f"LATEBIND_GATEWAY_{part.upper()}_URL": server.url for part, server in parts.items()})
         gateway.data_dir.mkdir()
-        shutil.copy(parts["registry"].data_dir / "operator.key", gateway.data_dir)
+        shutil.copy(tmp_path / "migrate" / "operator.key", gateway.data_dir)
         world = World(gateway)
         request_id = _send_batch(world)
         eventually(lambda: world.inferences() == 3)

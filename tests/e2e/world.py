@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from latebind.device.agent import DeviceAgent
 from latebind.device.options import DeviceOptions
-from tests.server import ServerProcess
+from tests.server import Api
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ def eventually(check: Callable[[], T], *, within_s: float = 30, every_s: float =
 class World:
     """One account on a server. `client` has its admin key."""
 
-    def __init__(self, server: ServerProcess, account: str = "acme") -> None:
+    def __init__(self, server: Api, account: str = "acme") -> None:
         self.server = server
         self.account = account
         self.key = server.new_account(account)

@@ -31,6 +31,10 @@ async def ensure_operator_key(ports: Ports, path: Path) -> str | None:
     hasher = SecretHasher(ports.secrets.key("api-keys"))
     async with ports.database.begin() as tx:
         added = await store.add_operator_key(tx, OperatorKey(secret.key_id, hasher.digest(secret)), at=ports.clock.now())
+        kept = await store.find_operator_key(tx)
+    if kept is None or kept.key_id != secret.key_id:
+        # Another process was faster, with a folder of its own: nobody may take this for the key.
+        await asyncio.to_thread(path.unlink, missing_ok=True)
     return secret.text if added else None
 
 
