@@ -127,6 +127,10 @@ class Transaction(Reader):
 class Dialect:
     """What an adapter does at the start of transactions and around migrations. This one, SQLite's, does nothing."""
 
+    async def connect(self, stack: AsyncExitStack, engine: AsyncEngine) -> AsyncConnection:
+        """Lend a connection until `stack` ends. Raises what driver and system raise."""
+        return await stack.enter_async_context(engine.connect())
+
     def at_start(self, *, writes: bool) -> Executable | None:
         """Return the statement that every transaction starts with."""
         return None
@@ -220,10 +224,10 @@ class Database:
         """Lend a connection in a transaction; what the driver says of a database that is not there becomes `DatabaseUnavailable`."""
         async with AsyncExitStack() as stack:
             try:
-                connection = await stack.enter_async_context(engine.connect())
+                connection = await self.dialect.connect(stack, engine)
             except Exception as error:  # connecting raises what the driver, the system and the server like to
                 raise DatabaseUnavailable("the database cannot be reached now; try again") from error
-            with _Unavailable(self.dialect):
+            async with _Unavailable(self.dialect, connection):
                 start = self.dialect.at_start(writes=writes)
                 if start is not None:
                     await connection.execute(start)
@@ -266,13 +270,18 @@ class Database:
 class _Unavailable:
     """Turns connection faults of the driver into `DatabaseUnavailable`; broken constraints pass through."""
 
-    def __init__(self, dialect: Dialect) -> None:
+    def __init__(self, dialect: Dialect, connection: AsyncConnection) -> None:
         self._dialect = dialect
+        self._connection = connection
 
-    def __enter__(self) -> None:
+    async def __aenter__(self) -> None:
         return None
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: Any) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: Any) -> None:
+        if isinstance(error, TimeoutError):
+            # The driver's own deadline: what became of the statement is unknown, and a rollback would wait as long again.
+            await self._connection.invalidate()
+            raise DatabaseUnavailable("the database did not answer in time; try again") from error
         if not isinstance(error, DBAPIError) or isinstance(error, IntegrityError):
             return
         if error.connection_invalidated or self._dialect.unavailable(error):

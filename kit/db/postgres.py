@@ -7,21 +7,22 @@ row-level security (`kit.db.fence`): each transaction says whose rows it may see
 from __future__ import annotations
 
 import zlib
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from sqlalchemy import URL, Executable, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from kit.checks import Findings
 from kit.clock import Clock
 from kit.context import account_scope
 from kit.db import Database, DatabaseUnavailable, Dialect, postgres_checks
+from kit.db.lending import Lender
 from kit.url_options import read_options
 
 #: Classes of SQLSTATE that pass by themselves: connection, resources, operator's intervention, locks (PostgreSQL, appendix A).
@@ -37,7 +38,7 @@ class PostgresOptions:
     schema_prefix: str = ""
     pool: int = 5
     pool_timeout_s: float = 5.0
-    connect_timeout_s: float = 3.0
+    connect_timeout_s: float = 2.0
     statement_timeout_s: float = 15.0
     tls: str = "prefer"
 
@@ -45,21 +46,27 @@ class PostgresOptions:
 class PostgresDialect(Dialect):
     """Sets the account of each transaction, and gives writers their turn."""
 
-    def __init__(self, address: URL, schema: str, connect_args: dict[str, Any], *, connections: int) -> None:
+    def __init__(
+        self, address: URL, schema: str, connect_args: dict[str, Any], lenders: Mapping[AsyncEngine, Lender], *, connections: int
+    ) -> None:
         self.schema = schema
+        self._lenders = lenders
         self._connections = connections
         self._address = address
         self._connect_args = connect_args
         # The lock's number must be equal in every process and differ between schemas.
         self._number = zlib.crc32(schema.encode()) & 0x7FFFFFFF
 
-    def at_start(self, *, writes: bool) -> Executable:
-        """Say whose rows may be seen; a writer also waits for its turn. Both are undone by the end of the transaction."""
-        scope = account_scope.get()
-        if writes:
-            statement = "SELECT set_config('latebind.account', :scope, true), pg_advisory_xact_lock(:purpose, :number)"
-            return text(statement).bindparams(scope=scope, purpose=_TURN, number=self._number)
-        return text("SELECT set_config('latebind.account', :scope, true)").bindparams(scope=scope)
+    async def connect(self, stack: AsyncExitStack, engine: AsyncEngine) -> AsyncConnection:
+        """Say whose rows may be seen, until the transaction ends; this also shows that the connection lives."""
+        scope = text("SELECT set_config('latebind.account', :scope, true)").bindparams(scope=account_scope.get())
+        return await self._lenders[engine].lend(stack, scope)
+
+    def at_start(self, *, writes: bool) -> Executable | None:
+        """Make a writer wait for its turn, which ends with the transaction."""
+        if not writes:
+            return None
+        return text("SELECT pg_advisory_xact_lock(:purpose, :number)").bindparams(purpose=_TURN, number=self._number)
 
     def clock(self) -> Executable:
         """Read the server's clock, which moves on inside a transaction."""
@@ -135,15 +142,20 @@ async def open_postgres(url: str, clock: Clock) -> AsyncIterator[Database]:
             "application_name": f"latebind-{parts.fragment}",
             "statement_timeout": milliseconds,
             "lock_timeout": milliseconds,
-            "idle_in_transaction_session_timeout": str(round(options.statement_timeout_s * 2000)),
+            # A writer whose process is gone without a word gives its turn back after this.
+            "idle_in_transaction_session_timeout": milliseconds,
             "timezone": "UTC",
         },
     }
     writer = _engine(address, connect_args, options, writes=True)
     reader = _engine(address, connect_args, options, writes=False)
+    lenders = {
+        engine: Lender(engine, places=options.pool, wait_s=options.pool_timeout_s, connect_s=options.connect_timeout_s)
+        for engine in (writer, reader)
+    }
     try:
         # One process may run all four services, each with two pools.
-        dialect = PostgresDialect(address, schema, connect_args, connections=8 * options.pool)
+        dialect = PostgresDialect(address, schema, connect_args, lenders, connections=8 * options.pool)
         yield Database(url, clock, write_engine=writer, read_engine=reader, dialect=dialect)
     finally:
         await reader.dispose()
@@ -159,7 +171,5 @@ def _engine(address: URL, connect_args: dict[str, Any], options: PostgresOptions
         isolation_level="READ COMMITTED" if writes else "REPEATABLE READ",
         pool_size=options.pool,
         max_overflow=0,
-        pool_timeout=options.pool_timeout_s,
-        pool_pre_ping=True,
         hide_parameters=True,
     )

@@ -1,0 +1,109 @@
+"""Lends a pool's connections, each after it has answered a moment ago, so that nobody waits long for a server that is silent.
+
+A pooled connection may be dead without anybody having said so: the server failed over, or a firewall forgot it. The first statement of
+each transaction is the test. One that gives no answer in time is cut off, and the pool's others of its age with it; then a new one is
+made. After a silence nobody else waits: for a moment every caller is refused at once, and afterwards one of them tries for all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import Any
+
+from sqlalchemy import Executable, event
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+#: The first answer on a connection takes at most so long.
+_ANSWER_S = 1.0
+#: After a silence everybody is refused for so long.
+_REFUSE_S = 1.0
+
+
+class Silent(Exception):
+    """The server does not answer, or did not a moment ago."""
+
+
+class Lender:
+    """Lends connections of one engine: at most `places` at a time, for which a caller waits up to `wait_s`."""
+
+    def __init__(self, engine: AsyncEngine, *, places: int, wait_s: float, connect_s: float) -> None:
+        self._engine = engine
+        self._places = asyncio.Semaphore(places)
+        self._wait_s = wait_s
+        self._trial_s = connect_s + 2 * _ANSWER_S
+        #: Until when callers are refused, by the loop's clock; 0 while all is well.
+        self._silent_until = 0.0
+        event.listen(engine.sync_engine.pool, "close", _cut)
+
+    async def lend(self, stack: AsyncExitStack, greeting: Executable) -> AsyncConnection:
+        """Return a connection that has just executed `greeting`, in a transaction; `stack` gives it back.
+
+        Raises `Silent`, `TimeoutError` when no place becomes free, or what driver and system raise.
+        """
+        self._refuse_after_silence()
+        async with asyncio.timeout(self._wait_s):
+            await stack.enter_async_context(self._places)
+        self._refuse_after_silence()  # others may have found out meanwhile
+        if self._silent_until:
+            self._silent_until = _now() + self._trial_s  # this one tries for all
+        try:
+            connection = await self._answering(stack, greeting)
+        except (Silent, TimeoutError) as error:
+            self._silent_until = _now() + _REFUSE_S
+            raise Silent from error
+        self._silent_until = 0.0
+        return connection
+
+    def _refuse_after_silence(self) -> None:
+        if _now() < self._silent_until:
+            raise Silent
+
+    async def _answering(self, stack: AsyncExitStack, greeting: Executable) -> AsyncConnection:
+        for last in (False, True):
+            connection = await self._engine.connect()
+            try:
+                await _greeted(connection, greeting)
+            except BaseException as error:
+                await connection.close()
+                if not isinstance(error, Silent | DBAPIError) or last:
+                    raise
+                if isinstance(error, DBAPIError) and not error.connection_invalidated:
+                    raise
+            else:
+                stack.push_async_callback(connection.close)
+                return connection
+        raise AssertionError("the last attempt returns or raises")
+
+
+async def _greeted(connection: AsyncConnection, greeting: Executable) -> None:
+    """Execute the statement. Raises `Silent` when no answer came in time; the connection is cut off then."""
+    driver = (await connection.get_raw_connection()).driver_connection
+    assert driver is not None
+    cut = False
+
+    def cut_off() -> None:
+        nonlocal cut
+        cut = True
+        # Not a cancellation, which would say good-bye first and wait for an answer to that.
+        driver.terminate()
+
+    watch = asyncio.get_running_loop().call_later(_ANSWER_S, cut_off)
+    try:
+        await connection.execute(greeting)
+    except DBAPIError as error:
+        if cut:
+            raise Silent from error
+        raise
+    finally:
+        watch.cancel()
+
+
+def _cut(dbapi_connection: Any, _record: Any) -> None:
+    """Close without a good-bye: to one that is dead it would take seconds."""
+    dbapi_connection.driver_connection.terminate()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,127 @@
+"""Adapters behind a fault proxy: whatever the network does, a call ends in time with `Unavailable`, and works again soon after."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+import pytest
+from sqlalchemy import text
+
+from deploy.chaos import Fault, FaultProxy
+from kit.clock import SystemClock
+from kit.db import Database, DatabaseUnavailable, open_database
+from kit.errors import Unavailable
+from tests import real_servers
+
+pytestmark = pytest.mark.cluster
+FAULTS = [fault for fault in Fault if fault is not Fault.NONE]
+#: The gateway gives up after this, whatever a service does.
+GATEWAY_S = 15.0
+RECOVERY_S = 30.0
+
+
+@contextlib.contextmanager
+def behind_proxy(url: str) -> Iterator[tuple[FaultProxy, str]]:
+    """A proxy before the server of a URL, and the URL that leads through it."""
+    parts = urlsplit(url)
+    with FaultProxy(lambda: parts.port or 0) as proxy:
+        yield proxy, parts._replace(netloc=parts.netloc.replace(f":{parts.port}", f":{proxy.port}")).geturl()
+
+
+async def timed(call: Callable[[], Awaitable[object]]) -> tuple[bool, float]:
+    """Whether it worked, and the seconds until it worked or said that it cannot; anything but `Unavailable` fails the test."""
+    began = time.monotonic()
+    try:
+        await call()
+    except Unavailable:
+        return False, time.monotonic() - began
+    return True, time.monotonic() - began
+
+
+async def back_after(*calls: Callable[[], Awaitable[object]]) -> float:
+    """Seconds until all calls work."""
+    began = time.monotonic()
+    for call in calls:
+        while not (await timed(call))[0]:
+            assert time.monotonic() - began < RECOVERY_S
+            await asyncio.sleep(0.05)
+    return time.monotonic() - began
+
+
+async def read(database: Database) -> None:
+    async with database.read() as reader:
+        await reader.scalar(text("SELECT 1"))
+
+
+async def write(database: Database) -> None:
+    async with database.begin() as tx:
+        await tx.scalar(text("SELECT 1"))
+
+
+@asynccontextmanager
+async def postgres(**options: str) -> AsyncIterator[tuple[FaultProxy, Database]]:
+    with behind_proxy(real_servers.postgres(**options)) as (proxy, url):
+        async with open_database(f"{url}#outages", SystemClock()) as database:
+            await database.dialect.prepare()
+            yield proxy, database
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_postgresql_that_fails_keeps_nobody_waiting(fault: Fault) -> None:
+    async with postgres() as (proxy, database):
+        calls = (lambda: read(database), lambda: write(database))
+        assert all(worked for worked, _ in await asyncio.gather(*(timed(call) for call in calls * 8)))
+        proxy.set(fault)
+        first = await asyncio.gather(*(timed(call) for call in calls * 8))
+        print(f"{fault}: worst {max(seconds for _, seconds in first):.2f} s")
+        assert max(seconds for _, seconds in first) < GATEWAY_S / 2
+        if fault is Fault.HALF_OPEN:
+            assert all(worked for worked, _ in first), "what is dead is replaced within the call"
+        else:
+            assert not any(worked for worked, _ in first)
+            # Somebody knows now: of all who come, few wait.
+            later = sorted(seconds for _, seconds in await asyncio.gather(*(timed(call) for call in calls * 8)))
+            assert later[len(later) // 2] < 1
+        proxy.set(Fault.NONE)
+        print(f"{fault}: back after {await back_after(*calls):.2f} s")
+        assert database.connections()["read"][0] == database.connections()["write"][0] == 0
+
+
+async def test_a_statement_on_a_silent_postgresql_ends_at_its_own_deadline() -> None:
+    """In the middle of a transaction, where the answer was the driver's own exception."""
+    async with postgres(statement_timeout_s="1") as (proxy, database):
+        await write(database)
+        began = time.monotonic()
+        with pytest.raises(DatabaseUnavailable):
+            async with database.begin() as tx:
+                proxy.set(Fault.BLACKHOLE)
+                await tx.scalar(text("SELECT 1"))
+        assert time.monotonic() - began < GATEWAY_S / 2
+        proxy.set(Fault.NONE)
+        await back_after(lambda: write(database))
+        assert database.connections()["write"][0] == 0
+
+
+async def test_aborted_transactions_leave_no_connection_behind() -> None:
+    async with postgres() as (_, database):
+        rest = asyncio.Event()
+
+        async def forever() -> None:
+            async with database.begin() as tx:
+                await tx.scalar(text("SELECT pg_sleep(60)"))
+                rest.set()
+
+        for _ in range(20):
+            tasks = [asyncio.create_task(forever()) for _ in range(8)]
+            await asyncio.sleep(0.02)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        assert not rest.is_set()
+        await back_after(lambda: write(database))
+        assert database.connections()["write"][0] == 0
