@@ -36,6 +36,7 @@ ROUTES = (
     Route("/v1/uploads", "registry", PEOPLE, streams=True),
     Route("/v1/jobs", "packager", PEOPLE),
     Route("/v1/collections", "deployer", PEOPLE),
+    Route("/v1/bundles", "deployer", PEOPLE),
     Route("/v1/devices", "deployer", PEOPLE),
     Route("/v1/decisions", "deployer", PEOPLE),
     Route("/v1/analytics", "telemetry", PEOPLE),

@@ -6,12 +6,13 @@ from kit import http
 from kit.ports import Part, Ports
 from kit.signing import DerivedSigner
 from kit.web import create_api
+from services.deployer.bundles import BundleService
 from services.deployer.device import RAW_OPERATIONS, DeviceApp
 from services.deployer.events import ROLE
 from services.deployer.fleet import FleetService
 from services.deployer.loader import Loader
 from services.deployer.resolver import Resolver
-from services.deployer.routes import collections_router, devices_router
+from services.deployer.routes import bundles_router, collections_router, devices_router
 from services.deployer.service import CollectionService
 from services.deployer.settings import DeployerSettings
 from services.deployer.sightings import Sightings
@@ -36,9 +37,15 @@ def create_part(settings: DeployerSettings, ports: Ports) -> Part:
         assignment_lifetime_s=settings.assignment_lifetime_s,
     )
     api = create_api(
-        "Latebind deployer", [collections_router, devices_router], seal=ports.seal, database=ports.database, raw=RAW_OPERATIONS
+        "Latebind deployer",
+        [collections_router, bundles_router, devices_router],
+        seal=ports.seal,
+        database=ports.database,
+        raw=RAW_OPERATIONS,
     )
-    api.state.collections = CollectionService(ports.database, loader, ports.clock, ready_wait_s=settings.ready_wait_s)
+    collections = CollectionService(ports.database, loader, ports.clock, ready_wait_s=settings.ready_wait_s)
+    api.state.collections = collections
+    api.state.bundles = BundleService(ports.database, collections, signer=signer, clock=ports.clock)
     api.state.fleet = fleet
     devices = DeviceApp(resolver, eventlog=ports.eventlog, seal=ports.seal, clock=ports.clock)
 

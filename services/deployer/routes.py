@@ -8,10 +8,13 @@ from fastapi import APIRouter, Body, Depends, Header, Request, Response
 
 from kit.identity import Access, Principal
 from kit.web import Page, PageQuery, decode_page_token, encode_page_token, page_query, requires
+from services.deployer.bundles import BundleService, WantedCollection, WantedModel
 from services.deployer.domain import collection_etag, draft_etag
 from services.deployer.errors import ContextInvalid
 from services.deployer.fleet import FleetService
 from services.deployer.schemas import (
+    BundleAnswer,
+    BundleRequest,
     CollectionChange,
     CollectionCreate,
     CollectionView,
@@ -35,6 +38,7 @@ from services.deployer.service import CollectionService
 
 collections_router = APIRouter(prefix="/v1/collections", tags=["collections"])
 devices_router = APIRouter(prefix="/v1", tags=["devices"])
+bundles_router = APIRouter(prefix="/v1/bundles", tags=["collections"])
 
 Reader = Annotated[Principal, requires(Access.READ)]
 Publisher = Annotated[Principal, requires(Access.PUBLISH)]
@@ -170,6 +174,15 @@ async def explain_collection(request: Request, caller: Reader, collection: str, 
         at=body.at,
     )
     return ExplainAnswer.of(collection, explained)
+
+
+@bundles_router.post("")
+async def sign_bundle(request: Request, caller: Publisher, body: BundleRequest) -> BundleAnswer:
+    """Sign what collections and models give now, for devices without network. It counts on every device of the account."""
+    service: BundleService = request.app.state.bundles
+    collections = [WantedCollection(one.collection, one.contexts) for one in body.collections]
+    models = [WantedModel(one.model_id, one.version, one.alias) for one in body.models]
+    return BundleAnswer.of(await service.sign(caller.tenant, collections, models))
 
 
 @collections_router.post("/{collection}:simulate")

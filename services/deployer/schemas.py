@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import AwareDatetime, Field
 
 from kit.web import Model
+from services.deployer.bundles import SignedBundle
 from services.deployer.domain import Collection, Decision, Device, DeviceEvent, DeviceState, Revision
 from services.deployer.fleet import Simulation
 from services.deployer.lint import Finding
@@ -170,6 +171,56 @@ class ExplainAnswer(Model):
             answer=answer_document(one.explanation.answer),
             rules=list(one.explanation.rules),
             default=one.explanation.default,
+        )
+
+
+class BundledCollection(Model):
+    """A collection, and contexts of the devices that it is for; a device takes the first package that it can run."""
+
+    collection: str = Field(min_length=1, max_length=64)
+    contexts: list[dict[str, Any]] = Field(min_length=1, max_length=32)
+
+
+class BundledModel(Model):
+    """A version of a model: its number, or an alias that points at it."""
+
+    model_id: str = Field(min_length=1, max_length=64)
+    version: int | None = Field(None, ge=1, le=2**31 - 1)
+    alias: str | None = Field(None, min_length=1, max_length=64)
+
+
+class BundleRequest(Model):
+    """What a bundle is to have (docs/interop.md)."""
+
+    collections: list[BundledCollection] = Field(default_factory=list, max_length=64)
+    models: list[BundledModel] = Field(default_factory=list, max_length=64)
+
+
+class BundledPackage(Model):
+    """A package that goes into the bundle."""
+
+    digest: str
+    model_id: str
+    version: int
+    variant: str
+    size: int
+
+
+class BundleAnswer(Model):
+    """The signed statement (a DSSE envelope, first in the file), and the packages that it names, in their order."""
+
+    envelope: dict[str, Any]
+    packages: list[BundledPackage]
+
+    @classmethod
+    def of(cls, signed: SignedBundle) -> BundleAnswer:
+        """Show a signed bundle."""
+        return cls(
+            envelope=signed.envelope,
+            packages=[
+                BundledPackage(digest=one.digest, model_id=one.model_id, version=one.version, variant=one.variant, size=one.size)
+                for one in signed.packages
+            ],
         )
 
 

@@ -326,6 +326,19 @@ class Collections(Group):
         return f"/v1/collections/{segment(collection)}"
 
 
+class Bundles(Group):
+    """Who gets which packages without asking, signed (`/v1/bundles`, docs/interop.md)."""
+
+    def sign(self, *, collections: Sequence[Mapping[str, Any]] = (), models: Sequence[Mapping[str, Any]] = ()) -> Json:
+        """A signed statement for a bundle: `envelope`, and the `packages` that it names.
+
+        `collections` are `{"collection", "contexts"}`, what each gives devices of these contexts; `models` `{"model_id", "version"}` or
+        `{"model_id", "alias"}`. Raises NotFound, Conflict (NO_COMPATIBLE_PACKAGE, VERSION_NOT_READY).
+        """
+        answer: Json = self._session.post("/v1/bundles", {"collections": list(collections), "models": list(models)})
+        return answer
+
+
 class Devices(Group):
     """Devices that have asked (`/v1/devices`), and the answers they got (`/v1/decisions`)."""
 

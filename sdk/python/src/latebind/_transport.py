@@ -142,6 +142,21 @@ class HttpTransport:
         )
 
 
+class NoTransport:
+    """The transport of a device without network: nothing is ever sent."""
+
+    def send(self, method: str, url: str, **options: Any) -> Response:
+        """See `Transport.send`."""
+        raise ServerUnreachable("this device has no server")
+
+    def stream(self, method: str, url: str, **options: Any) -> AbstractContextManager[Stream]:
+        """See `Transport.stream`."""
+        raise ServerUnreachable("this device has no server")
+
+    def close(self) -> None:
+        """See `Transport.close`."""
+
+
 class _HttpStream:
     def __init__(self, answer: httpx2.Response, url: str) -> None:
         self._answer = answer

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from latebind._declaration import Push
-from latebind._resources import Accounts, Analytics, Catalogue, Collections, Devices, Jobs, Keys, Models
+from latebind._resources import Accounts, Analytics, Bundles, Catalogue, Collections, Devices, Jobs, Keys, Models
 from latebind._session import Json, Session
 from latebind._transport import HttpTransport, Transport
 from latebind._uploads import Uploads
@@ -32,8 +32,8 @@ class Pushed:
 class Client:
     """A connection to one server with one API key (or operator key).
 
-    `accounts`, `api_keys`, `enrolment_keys`, `models`, `uploads`, `jobs`, `catalogue`, `collections`, `devices` and `analytics` hold the
-    calls. A transport that is passed in is not closed here.
+    `accounts`, `api_keys`, `enrolment_keys`, `models`, `uploads`, `jobs`, `catalogue`, `collections`, `bundles`, `devices` and `analytics`
+    hold the calls. A transport that is passed in is not closed here.
 
         with latebind.Client("https://models.example.com", key) as client:
             for model in client.models.list():
@@ -52,6 +52,7 @@ class Client:
         self.jobs = Jobs(self.session)
         self.catalogue = Catalogue(self.session)
         self.collections = Collections(self.session)
+        self.bundles = Bundles(self.session)
         self.devices = Devices(self.session)
         self.analytics = Analytics(self.session)
 

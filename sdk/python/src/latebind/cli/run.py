@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 import latebind
+from latebind._files import read_json
 from latebind.cli._errors import CommandError, ExitCode, NotLoggedIn
 from latebind.cli._explain import answer_text, context_of
 from latebind.cli._output import Output, shape_text
@@ -65,10 +66,15 @@ def run(
     cache_dir: Annotated[Path | None, typer.Option(help="Keep identity and packages here; without it they are forgotten.")] = None,
     enrolment_key: EnrolmentKey = None,
     account: Account = None,
+    bundle: Annotated[Path | None, typer.Option(help="Run from this bundle, without any server; needs --trust.")] = None,
+    trust: Annotated[Path | None, typer.Option(help="The account's public keys, as latebind bundle --trust wrote them.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a collection's model on this machine, as an app would, and print how long it took."""
     state = state_of(ctx, as_json)
+    if bundle is not None:
+        _run_bundle(state.output, bundle, trust, collection, runs=runs, input_file=input_file, output_file=output_file, cache_dir=cache_dir)
+        return
     server, account, enrolment_key = device_access(state, account=account, enrolment_key=enrolment_key, quota=1, known=cache_dir)
     facts = None if context is None else {name: value for name, value in context_of(None, context).items() if name != "install_id"}
     with (
@@ -77,6 +83,28 @@ def run(
     ):
         config = latebind.ModelConfig(account, collection)
         _run(state.output, manager, config, runs=runs, input_file=input_file, output_file=output_file)
+
+
+def _run_bundle(
+    out: Output,
+    bundle: Path,
+    trust: Path | None,
+    collection: str,
+    *,
+    runs: int,
+    input_file: Path | None,
+    output_file: Path | None,
+    cache_dir: Path | None,
+) -> None:
+    """As a device without network: the keys say whose bundle it must be."""
+    keys = None if trust is None else read_json(trust)
+    if not isinstance(keys, dict) or not isinstance(keys.get("account"), str):
+        raise CommandError(
+            "a bundle is checked with keys that do not come from it", hint="--trust FILE, as latebind bundle --trust wrote it"
+        )
+    with _cache(cache_dir) as folder, latebind.Manager(bundle=bundle, trust=keys, cache_dir=folder, background=False) as manager:
+        config = latebind.ModelConfig(keys["account"], collection)
+        _run(out, manager, config, runs=runs, input_file=input_file, output_file=output_file)
 
 
 def _run(

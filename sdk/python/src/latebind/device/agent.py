@@ -30,6 +30,7 @@ from latebind.device.spool import Spool
 from latebind.device.state import PackageRef
 from latebind.device.telemetry import RunSource, Telemetry
 from latebind.device.updater import CollectionUpdater
+from latebind.device.verify import Trust
 from latebind.errors import LatebindError
 from latebind_proto.telemetry_pb2 import FailurePhase, Phase
 
@@ -39,6 +40,7 @@ class DeviceAgent:
 
     - `server`: the gateway's address, such as `https://models.example.com`.
     - `enrolment_key`: needed for the first contact only.
+    - `trust`: the account's public keys, brought along by the app (docs/interop.md); without them those count that enrolment names.
     - `context`: what the device says of itself (PRODUCT section 5, without what the SDK adds); None means what this machine looks like.
     - `transport`, `clock`, `engines`, `rng`, `options`: None means the real ones. A transport that is passed in is not closed here.
     - `wake`: called when `reconcile` has something to do.
@@ -53,6 +55,7 @@ class DeviceAgent:
         account: str,
         cache_dir: Path | str,
         enrolment_key: str | None = None,
+        trust: Trust | None = None,
         context: Mapping[str, Any] | None = None,
         transport: Transport | None = None,
         clock: Clock | None = None,
@@ -79,6 +82,8 @@ class DeviceAgent:
             enrolment_key=enrolment_key,
             clock=clock,
         )
+        if trust is not None:
+            self._api.give_trust(trust)
         self._batches = Spool(root / "telemetry", max_bytes=options.telemetry_bytes)
         self._events = Spool(root / "reports", max_bytes=options.report_bytes)
         facts_message = telemetry_facts(facts, sdk_version=__version__)
@@ -124,6 +129,10 @@ class DeviceAgent:
         """A running model of a collection, from the cache or the server. Raises as `CollectionUpdater.open_handle`."""
         return self.updater(collection).open_handle()
 
+    def take_bundle(self, collection: str, path: Path | str) -> PollOutcome:
+        """Install what a bundle file has for a collection, as `poll_once` does what the server assigns. Failures are in the outcome."""
+        return self.updater(collection).take_bundle(Path(path))
+
     def poll_once(self, collection: str) -> PollOutcome:
         """One check for an update of a collection, with all that follows. Failures are in the outcome."""
         return self.updater(collection).poll_once()
@@ -160,7 +169,7 @@ class DeviceAgent:
                 handle.close()
         self.flush()
         timeout_s = self._parts.options.close_timeout_s
-        if send and timeout_s > 0 and self._api.identity.trust is not None and (self._batches.peek() or self._events.peek()):
+        if send and timeout_s > 0 and self._api.identity.enrolled and (self._batches.peek() or self._events.peek()):
             self._sender.send(timeout_s=timeout_s)
         self._batches.close()
         self._events.close()

@@ -18,7 +18,7 @@ from latebind._transport import Response, Stream, Transport
 from latebind.device.clock import Clock, parse_time
 from latebind.device.identity import Identity, IdentityFile
 from latebind.device.manifest import MAX_MANIFEST_BYTES
-from latebind.device.verify import MAX_ENVELOPE_BYTES
+from latebind.device.verify import MAX_ENVELOPE_BYTES, Trust
 from latebind.errors import NotEnrolled, NotFound, ResponseInvalid, ServerError, Unauthorized, from_problem
 
 MAX_REDIRECTS = 3
@@ -73,9 +73,14 @@ class DeviceApi:
         Raises NotEnrolled, ServerError, ServerUnreachable, VerificationFailed.
         """
         with self._lock:
-            if self._identity.trust is None:
+            if not self._identity.enrolled:
                 self._enrol()
         return self._identity
+
+    def give_trust(self, trust: Trust) -> None:
+        """Keys that the app brought; they win over those of the server. Raises DiskFull."""
+        with self._lock:
+            self._identity = self._identity_file.give(self._identity, trust)
 
     def resolve(self, collection: str, context: Mapping[str, Any], *, nonce: str, etag: str | None) -> Answer:
         """Ask what to run. Refusals that carry a decision come back in the answer; every other error is raised."""
@@ -149,7 +154,7 @@ class DeviceApi:
     def _valid_token(self, *, rejected: str | None = None) -> str:
         """A token with enough life left. With `rejected`, one other than that, unless another thread has renewed it already."""
         with self._lock:
-            if self._identity.trust is None:
+            if not self._identity.enrolled:
                 self._enrol()
             elif self._token is None or self._token == rejected or self._clock.monotonic() >= self._renew_at:
                 self._renew()
@@ -171,7 +176,7 @@ class DeviceApi:
                 "signature": self._identity.sign_enrolment(nonce),
             },
         )
-        if self._identity.trust is None:
+        if not self._identity.enrolled:
             self._identity = self._identity_file.pin(self._identity, answer.get("trust"))
         self._keep_token(answer)
 

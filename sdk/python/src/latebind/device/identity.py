@@ -22,12 +22,13 @@ from latebind.errors import LatebindError, VerificationFailed
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """One install of one account. `trust` is None until it is enrolled."""
+    """One install of one account. `trust` is None until it is enrolled or was given keys; `enrolled`: the server knows it."""
 
     account: str
     install_id: str
     private_key: bytes
     trust: Trust | None
+    enrolled: bool = False
 
     @property
     def public_key_text(self) -> str:
@@ -66,16 +67,23 @@ class IdentityFile:
         return self._parse(raw)
 
     def pin(self, identity: Identity, trust: Any) -> Identity:
-        """Store the keys that the server named at enrolment; from then on only they count.
+        """Store the keys that the server named at enrolment; from then on only they count. Keys that the app gave are kept instead.
 
         Raises VerificationFailed (`TRUST_INVALID`) when a role has no usable key: such a device could never accept anything.
         """
-        parsed = parse_trust(trust)
+        parsed = identity.trust or parse_trust(trust)
         if not parsed.package_keys or not parsed.assignment_keys:
             raise VerificationFailed("the server named no signing keys yet; try again in a moment", code="TRUST_INVALID")
-        pinned = replace(identity, trust=parsed)
-        self._store(pinned)
-        return pinned
+        return self._changed(identity, trust=parsed, enrolled=True)
+
+    def give(self, identity: Identity, trust: Trust) -> Identity:
+        """Store keys that the app itself brought: they win over what a server named, or will name."""
+        return identity if identity.trust == trust else self._changed(identity, trust=trust)
+
+    def _changed(self, identity: Identity, **changes: Any) -> Identity:
+        changed = replace(identity, **changes)
+        self._store(changed)
+        return changed
 
     def _create(self) -> Identity:
         key = Ed25519PrivateKey.generate().private_bytes_raw()
@@ -106,6 +114,7 @@ class IdentityFile:
                 "install_id": identity.install_id,
                 "private_key": base64.b64encode(identity.private_key).decode(),
                 "trust": trust,
+                "enrolled": identity.enrolled,
             },
             mode=0o600,
         )
@@ -115,7 +124,9 @@ class IdentityFile:
             key = base64.b64decode(raw["private_key"], validate=True)
             Ed25519PrivateKey.from_private_bytes(key)
             trust = None if raw["trust"] is None else parse_trust(raw["trust"])
-            identity = Identity(str(raw["account"]), str(uuid.UUID(raw["install_id"])), key, trust)
+            # Before the app could bring keys, only enrolment did.
+            enrolled = bool(raw.get("enrolled", trust is not None))
+            identity = Identity(str(raw["account"]), str(uuid.UUID(raw["install_id"])), key, trust, enrolled)
         except (KeyError, TypeError, ValueError, AttributeError, VerificationFailed) as error:
             raise LatebindError(f"{self._path} is damaged; remove it to enrol this install anew", code="IDENTITY_DAMAGED") from error
         if identity.account != self._account:

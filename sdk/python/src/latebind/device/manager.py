@@ -23,7 +23,7 @@ from reactivex.abc import DisposableBase, ObserverBase, SchedulerBase
 from reactivex.disposable import Disposable
 
 from latebind._retry import Backoff, is_retryable
-from latebind._transport import HttpTransport, Stream, Transport
+from latebind._transport import HttpTransport, NoTransport, Stream, Transport
 from latebind.device.agent import DeviceAgent
 from latebind.device.clock import Clock, SystemClock
 from latebind.device.config import ModelConfig
@@ -31,7 +31,9 @@ from latebind.device.context import detect_context, merge_context
 from latebind.device.decision import PollOutcome
 from latebind.device.engines import Engine, find_engines
 from latebind.device.handle import Handle
+from latebind.device.manifest import loads_strictly
 from latebind.device.options import DeviceOptions
+from latebind.device.verify import parse_given_trust
 from latebind.errors import Closed, ConnectionLost, DownloadFailed, LatebindError, ServerError, ServerUnreachable
 
 log = logging.getLogger("latebind")
@@ -44,7 +46,9 @@ FIRST_FLUSH_S = 5.0
 class Manager:
     """Opens models and keeps them up to date, until it is closed. Use it as a context manager.
 
-    - `server`: the gateway's address.
+    - `server`: the gateway's address; None: this device has no network, and lives on bundles.
+    - `bundle`: a file with packages (docs/interop.md): what it has for a collection is installed when that is opened, unless it is older.
+    - `trust`: the account's public keys, or a file with them: what bundles are checked against, and kept instead of enrolment's.
     - `enrolment_key`: for the first contact; a mapping of account to key when several accounts are used.
     - `cache_dir`: where identity, packages and buffers lie; None means `latebind` in the user's data folder. Processes may share it.
     - `context`: what the app knows better than the SDK can find out (PRODUCT section 5): `app`, `device`, `os`, `locale`, `country`,
@@ -56,7 +60,9 @@ class Manager:
     def __init__(
         self,
         *,
-        server: str,
+        server: str | None = None,
+        bundle: Path | str | None = None,
+        trust: Mapping[str, Any] | Path | str | None = None,
         enrolment_key: str | Mapping[str, str] | None = None,
         cache_dir: Path | str | None = None,
         context: Mapping[str, Any] | None = None,
@@ -67,14 +73,18 @@ class Manager:
         rng: random.Random | None = None,
         options: DeviceOptions | None = None,
     ) -> None:
-        self._server = server
+        self._server = server or ""
+        self._bundle = bundle
+        self._trust = trust if trust is None or isinstance(trust, Mapping) else loads_strictly(Path(trust).read_bytes())
         self._enrolment_key = enrolment_key
         self._cache_dir = Path(cache_dir) if cache_dir is not None else default_cache_dir()
         self._context = merge_context(detect_context(), context)
         self._background = background
         self._stopping = threading.Event()
         self._own_transport: HttpTransport | None = None
-        if transport is None:
+        if server is None:
+            transport = NoTransport()
+        elif transport is None:
             transport = self._own_transport = HttpTransport()
         self._transport = _StoppableTransport(transport, self._stopping)
         self._clock = clock or SystemClock()
@@ -83,6 +93,7 @@ class Manager:
         self._options = options or DeviceOptions()
         self._lock = threading.Lock()
         self._agents: dict[str, DeviceAgent] = {}
+        self._bundled: set[str] = set()
         self._loops: dict[tuple[str, str], _Loop] = {}
 
     # --- opening models -----------------------------------------------------------------------------------------------------------
@@ -121,7 +132,8 @@ class Manager:
     def open_blocking(self, config: ModelConfig) -> Handle:
         """A running model, from the cache if there is one, else from the server. The calling thread waits.
 
-        Raises FirstStartOffline, NotEnrolled, NoMatch, NoCompatiblePackage, CollectionNotFound and other ServerErrors, PackageRefused,
+        Raises what is wrong with the bundle when nothing is installed; FirstStartOffline, NotEnrolled,
+        NoMatch, NoCompatiblePackage, CollectionNotFound and other ServerErrors, PackageRefused,
         VerificationFailed, LoadFailed, EngineMissing, DiskFull, Closed.
         """
         agent = self._agent(config.account)
@@ -130,6 +142,8 @@ class Manager:
             if self._stopping.is_set():
                 raise Closed("the manager is closed")
             try:
+                if self._bundle is not None and config.collection not in self._bundled:
+                    self._take_bundle(agent, config.collection, self._bundle)
                 handle = agent.open(config.collection)
                 break
             except LatebindError as error:
@@ -147,6 +161,10 @@ class Manager:
     def check_for_updates(self, config: ModelConfig) -> PollOutcome:
         """Check now, with all that follows from it; handles switch before this returns. Failures are in the outcome."""
         return self._agent(config.account).poll_once(config.collection)
+
+    def install_bundle(self, config: ModelConfig, path: Path | str) -> PollOutcome:
+        """Install what another bundle has for a collection; handles switch before this returns. Failures are in the outcome."""
+        return self._agent(config.account).take_bundle(config.collection, path)
 
     def flush(self) -> None:
         """Write what was measured to disk, and send what is buffered, as far as the server can be reached."""
@@ -189,6 +207,13 @@ class Manager:
 
         threading.Thread(target=work, name=f"latebind-open-{config.collection}", daemon=True).start()
 
+    def _take_bundle(self, agent: DeviceAgent, collection: str, path: Path | str) -> None:
+        """Install from the bundle that the app came with. When it cannot be used, what is installed goes on; with nothing, it is raised."""
+        outcome = agent.take_bundle(collection, path)
+        if outcome.error is not None and agent.current(collection) is None:
+            raise outcome.error
+        self._bundled.add(collection)
+
     def _agent(self, account: str) -> DeviceAgent:
         with self._lock:
             if self._stopping.is_set():
@@ -201,6 +226,7 @@ class Manager:
                     account=account,
                     cache_dir=self._cache_dir,
                     enrolment_key=key.get(account) if isinstance(key, Mapping) else key,
+                    trust=None if self._trust is None else parse_given_trust(self._trust, account),
                     context=self._context,
                     transport=self._transport,
                     clock=self._clock,

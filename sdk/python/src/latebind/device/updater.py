@@ -11,10 +11,13 @@ import secrets
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from latebind._retry import Backoff
 from latebind.device import decision
 from latebind.device.api import Answer, PollAdvice
+from latebind.device.bundle import Bundle
+from latebind.device.cache import PackageSource
 from latebind.device.context import full_context
 from latebind.device.decision import PollOutcome, PollResult, Resolved, Step
 from latebind.device.engines import choose_engine, describe_engines
@@ -25,9 +28,9 @@ from latebind.device.parts import DeviceParts
 from latebind.device.runtime import LoadedModel
 from latebind.device.state import CollectionState, PackageRef, Refusal, StateFile, kept_packages
 from latebind.device.verify import Expected, Trust, effective_now, verify_assignment
+from latebind.device.voice import Voice
 from latebind.errors import (
     DeviceError,
-    DiskFull,
     FirstStartOffline,
     LatebindError,
     PackageRefused,
@@ -35,11 +38,8 @@ from latebind.errors import (
     ServerUnreachable,
     VerificationFailed,
 )
-from latebind_proto.telemetry_pb2 import FAILURE_PHASE_DOWNLOAD, FAILURE_PHASE_LOAD, FAILURE_PHASE_RESOLVE, FAILURE_PHASE_VERIFY
 
 log = logging.getLogger("latebind")
-
-_PHASES = {"download": FAILURE_PHASE_DOWNLOAD, "verify": FAILURE_PHASE_VERIFY, "load": FAILURE_PHASE_LOAD}
 
 
 class CollectionUpdater:
@@ -54,7 +54,7 @@ class CollectionUpdater:
         self._state = StateFile(parts.states / f"{collection}.json", account=parts.account, collection=collection)
         self._loader = Loader(parts, collection, self._state)
         self._handles: list[Handle] = []
-        self._told: set[tuple[str | None, str, str | None]] = set()
+        self._voice = Voice(parts, collection, self._state)
         self._trying: set[str] = set()
         self._backoff = Backoff(parts.random, parts.options.retry_base_s, parts.options.retry_cap_s)
         self.last_outcome: PollOutcome | None = None
@@ -91,7 +91,7 @@ class CollectionUpdater:
                 probation_runs=self._parts.options.probation_runs,
             )
             self._handles.append(handle)
-            self._tell("running", model.digest)
+            self._voice.tell("running", model.digest)
             return handle
 
     def _open_installed(self) -> LoadedModel | None:
@@ -106,7 +106,7 @@ class CollectionUpdater:
                 return self._loader.load_warily(ref, test=self.state.tested_on != self._parts.machine)
             except (DeviceError, OSError) as error:
                 failure = decision.as_error(error)
-                self._note_failure(ref, failure)
+                self._voice.failed(ref, failure)
                 if not self._return(ref.digest, failure):
                     return None
         return None
@@ -129,6 +129,34 @@ class CollectionUpdater:
                 model.close()
             return outcome
 
+    def take_bundle(self, path: Path) -> PollOutcome:
+        """Do with what a bundle assigns as `poll_once` does with what the server assigns. Failures are in the outcome.
+
+        One that is older than the last assignment or bundle that was accepted changes nothing.
+        """
+        with self._lock:
+            try:
+                outcome = self._take_bundle(path)
+            except (LatebindError, OSError) as failure:
+                outcome = self._outcome(PollResult.FAILED, error=decision.as_error(failure))
+                log.warning("%s: the bundle is not used: %s", self._collection, outcome.error)
+            self.last_outcome = outcome
+            return outcome
+
+    def _take_bundle(self, path: Path) -> PollOutcome:
+        trust = self._parts.api.identity.trust
+        if trust is None:
+            raise VerificationFailed("no keys to trust are known: enrol once, or bring them (docs/interop.md)", code="TRUST_INVALID")
+        with Bundle(path, account=self._parts.account, trust=trust) as bundle:
+            assignment = bundle.assignment(self._collection, self._parts.engines)
+            if assignment.counter < self.state.counter:
+                return self._unchanged_or_kept(self.state.assigned)
+            if assignment.package != self.state.assigned:
+                self._voice.forget()
+            self._state.update(lambda state: state.accepted(assignment, etag=None, decision_id=None))
+            ref = PackageRef.of(assignment.package, bundle.manifests[assignment.package])
+            return self._act(ref, trust, want_model=False, source=bundle)[0]
+
     def next_delay(self) -> float:
         """Seconds until the next check makes sense: as the server advised, or with growing pauses after failures."""
         outcome, state = self.last_outcome, self.state
@@ -150,9 +178,9 @@ class CollectionUpdater:
                 try:
                     handle.switch(self._loader.load(current, test=False), kind="returned")
                 except (DeviceError, OSError) as error:
-                    self._note_failure(current, decision.as_error(error))
+                    self._voice.failed(current, decision.as_error(error))
                 else:
-                    self._tell("running", current.digest)
+                    self._voice.tell("running", current.digest)
 
     def check_files(self) -> None:
         """SHA-256 of all files of the current package. What is damaged is removed, and fetched again at the next check."""
@@ -164,7 +192,7 @@ class CollectionUpdater:
                 package = self._parts.cache.open(current.digest, account=self._parts.account, trust=trust)
                 self._parts.cache.verify_fully(current.digest, package.manifest)
             except (DeviceError, OSError) as error:
-                self._note_failure(current, decision.as_error(error))
+                self._voice.failed(current, decision.as_error(error))
 
     def _poll(self, *, want_model: bool) -> tuple[PollOutcome, LoadedModel | None]:
         try:
@@ -196,11 +224,11 @@ class CollectionUpdater:
             )
             answer = parts.api.resolve(self._collection, context, nonce=nonce, etag=etag)
         except LatebindError as error:
-            parts.telemetry.fail(None, FAILURE_PHASE_RESOLVE, error.code, error.detail, collection=self._collection)
+            self._voice.refused(error)
             raise
         self._note_advice(answer, asked_with=etag)
         if answer.refusal is not None:
-            parts.telemetry.fail(None, FAILURE_PHASE_RESOLVE, answer.refusal.code, answer.refusal.detail, collection=self._collection)
+            self._voice.refused(answer.refusal)
             return self._outcome(PollResult.REFUSED, error=answer.refusal), None
         if answer.body is None:
             return self._unchanged_or_kept(state.assigned), None
@@ -218,20 +246,22 @@ class CollectionUpdater:
         try:
             assignment = verify_assignment(resolved.assignment, expected, trust=trust, now=now)
         except VerificationFailed as error:
-            self._note_failure(resolved.package, error)
+            self._voice.failed(resolved.package, error)
             raise
         if assignment.package != self.state.assigned:
-            self._told.clear()
+            self._voice.forget()
         self._state.update(
             lambda state: decision.advised(state, answer.poll).accepted(assignment, etag=answer.etag, decision_id=resolved.decision_id)
         )
 
-    def _act(self, assigned: PackageRef, trust: Trust, *, want_model: bool) -> tuple[PollOutcome, LoadedModel | None]:
+    def _act(
+        self, assigned: PackageRef, trust: Trust, *, want_model: bool, source: PackageSource | None = None
+    ) -> tuple[PollOutcome, LoadedModel | None]:
         state, digest = self.state, assigned.digest
         step = decision.next_step(state, digest, machine=self._parts.machine, is_installed=self._is_installed(state.current))
         if step is Step.INSTALL:
-            self._tell("assigned", digest)
-            return self._install(assigned, trust, want_model=want_model)
+            self._voice.tell("assigned", digest)
+            return self._install(assigned, trust, want_model=want_model, source=source or self._parts.api)
         outcome = self._unchanged_or_kept(digest)
         if step is Step.NOTHING and want_model and state.current is not None:
             return outcome, self._loader.load(state.current, test=True)
@@ -239,18 +269,20 @@ class CollectionUpdater:
 
     # --- installing ---------------------------------------------------------------------------------------------------------------
 
-    def _install(self, assigned: PackageRef, trust: Trust, *, want_model: bool) -> tuple[PollOutcome, LoadedModel | None]:
+    def _install(
+        self, assigned: PackageRef, trust: Trust, *, want_model: bool, source: PackageSource
+    ) -> tuple[PollOutcome, LoadedModel | None]:
         digest, received = assigned.digest, 0
         try:
-            manifest = self._parts.cache.fetch_manifest(digest, source=self._parts.api, account=self._parts.account, trust=trust)
+            manifest = self._parts.cache.fetch_manifest(digest, source=source, account=self._parts.account, trust=trust)
             choose_engine(self._parts.engines, manifest)
             if self._parts.options.install_files:
-                received = self._fetch_files(digest, manifest)
-            self._tell("verified", digest)
+                received = self._fetch_files(digest, manifest, source)
+            self._voice.tell("verified", digest)
             model = self._bring_up(PackageRef.of(digest, manifest), want_model=want_model)
         except (LatebindError, OSError) as failure:
             error = decision.as_error(failure)
-            self._note_failure(assigned, error)
+            self._voice.failed(assigned, error)
             refusal = decision.refusal_of(self.state, digest, error, machine=self._parts.machine)
             if refusal is not None:
                 self._state.update_if_possible(lambda state: state.failed(digest, refusal))
@@ -258,14 +290,12 @@ class CollectionUpdater:
         self._collect()
         return self._outcome(PollResult.SWITCHED, received=received), model
 
-    def _fetch_files(self, digest: str, manifest: Manifest) -> int:
+    def _fetch_files(self, digest: str, manifest: Manifest, source: PackageSource) -> int:
         if self._parts.cache.is_installed(digest):
             return 0
-        self._tell("downloading", digest)
-        received = self._parts.cache.install(
-            digest, manifest, source=self._parts.api, keep=self.state.kept | kept_packages(self._parts.states)
-        )
-        self._tell("downloaded", digest)
+        self._voice.tell("downloading", digest)
+        received = self._parts.cache.install(digest, manifest, source=source, keep=self.state.kept | kept_packages(self._parts.states))
+        self._voice.tell("downloaded", digest)
         return received
 
     def _bring_up(self, ref: PackageRef, *, want_model: bool) -> LoadedModel | None:
@@ -273,7 +303,7 @@ class CollectionUpdater:
         model leaves everything as it was. The model for a new handle comes back if one is wanted."""
         if not self._parts.options.install_files:
             self._state.update(lambda state: state.switched(ref, tested_on=self._parts.machine).proven(ref.digest))
-            self._tell("running", ref.digest)
+            self._voice.tell("running", ref.digest)
             return None
         handles = [handle for handle in self.handles if handle.info.package != ref.digest]
         if self.state.is_deadly(ref.digest):
@@ -290,7 +320,7 @@ class CollectionUpdater:
         for handle in handles:
             handle.switch(models.pop())
         if handles:
-            self._tell("running", ref.digest)
+            self._voice.tell("running", ref.digest)
         if want_model:
             return models.pop()
         for model in models:
@@ -326,7 +356,7 @@ class CollectionUpdater:
         if self._return(digest, error):
             self._wake()
         else:
-            self._tell("failed", digest, error)
+            self._voice.tell("failed", digest, error)
 
     def on_closed(self, handle: Handle) -> None:
         """See `HandleListener.on_closed`."""
@@ -340,8 +370,8 @@ class CollectionUpdater:
         if changed is None or changed.current is None or changed.current.digest == digest:
             return False
         # The state `returned` names the package that runs from now on, as `running` does; the one that failed has an event of its own.
-        self._tell("failed", digest, error)
-        self._tell("returned", changed.current.digest, error)
+        self._voice.tell("failed", digest, error)
+        self._voice.tell("returned", changed.current.digest, error)
         return True
 
     # --- small helpers ------------------------------------------------------------------------------------------------------------
@@ -367,20 +397,3 @@ class CollectionUpdater:
         if answer.status != 200:
             etag = answer.etag if answer.status == 304 else None
             self._state.update_if_possible(lambda state: replace(decision.advised(state, answer.poll), etag=etag or state.etag))
-
-    def _note_failure(self, package: PackageRef, error: LatebindError) -> None:
-        """Count it in telemetry, and report it once per package and code."""
-        phase = decision.failure_phase_of(error)
-        self._parts.telemetry.fail(self._parts.source(self._collection, package), _PHASES[phase], error.code, error.detail)
-        self._tell("failed", package.digest, error)
-
-    def _tell(self, state: str, digest: str, error: LatebindError | None = None) -> None:
-        code = error.code if error is not None else None
-        if (digest, state, code) in self._told:
-            return
-        self._told.add((digest, state, code))
-        detail = error.detail if error is not None else ""
-        try:
-            self._parts.reports.add(self._collection, state, package=digest, code=code, detail=detail, decision_id=self.state.decision_id)
-        except DiskFull as full:
-            log.warning("a report is lost: %s", full)

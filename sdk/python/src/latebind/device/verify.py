@@ -73,6 +73,21 @@ def parse_trust(raw: Any) -> Trust:
     return Trust(_parse_keys(raw.get("package_keys")), _parse_keys(raw.get("assignment_keys")))
 
 
+def parse_given_trust(raw: Any, account: str) -> Trust | None:
+    """Keys that an app brings along, as `latebind bundle --trust` writes them; None: those of another account.
+
+    Raises VerificationFailed (`TRUST_INVALID`).
+    """
+    if not isinstance(raw, Mapping) or not isinstance(raw.get("account"), str):
+        raise VerificationFailed("the keys to trust name no account", code="TRUST_INVALID")
+    trust = parse_trust(dict(raw))
+    if not trust.package_keys or not trust.assignment_keys:
+        raise VerificationFailed(
+            "the keys to trust lack a role: packages and assignments are signed by different keys", code="TRUST_INVALID"
+        )
+    return trust if raw["account"] == account else None
+
+
 def pre_authentication_encoding(payload_type: str, payload: bytes) -> bytes:
     """The bytes that a DSSE signature covers (PAE)."""
     kind = payload_type.encode()
