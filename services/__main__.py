@@ -18,6 +18,7 @@ from kit.checks import Finding, State
 from kit.clock import SystemClock
 from kit.errors import Problem
 from kit.logs import configure_logging
+from services import replay
 from services.doctor import GATEWAY, examine, settings_faults
 from services.launch import SERVICES, AlreadyRunning, LaunchSettings, Started, migrate_all, run
 from services.prefetch import ENVIRONMENTS, prefetch
@@ -32,6 +33,7 @@ _EPILOG = """examples:
   latebindd gateway                       the gateway; upstreams from LATEBIND_GATEWAY_*_URL
   latebindd migrate [service ...]         bring the stores to the newest revision; makes the operator key
   latebindd prefetch [environment ...]    make the packager's converter environments before the first job needs them
+  latebindd telemetry replay [--dry-run]  list dead letters of telemetry, or try them again (--help says more)
   latebindd doctor [--json] [part ...]    hold this configuration against its servers; says what is wrong
 
 Settings come from LATEBIND_... in the environment or a .env file; docs/settings.md lists them. Arguments win."""
@@ -64,6 +66,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run `latebindd`. Exit codes: 0 stopped as asked, 1 cannot start or faults found (the reason is said), 2 wrong arguments."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    return replay.main(arguments[2:]) if arguments[:2] == ["telemetry", "replay"] else _main(arguments)
+
+
+def _main(arguments: list[str]) -> int:
     parser = _parser()
     given = parser.parse_args(arguments)
     overrides = {name: getattr(given, name) for name in ("host", "port", "internal_port", "data_dir", "log_level")}

@@ -108,6 +108,17 @@ class EventLog(Protocol):
         """Return how many records of the topic the group has not committed."""
         ...
 
+    async def progress(self, group: str, topic: str) -> Mapping[int, tuple[int, int]]:
+        """Return per partition the offset below which the group is done, and the one that the next record gets."""
+        ...
+
+    def read(self, topic: str) -> AsyncIterator[Sequence[Record]]:
+        """Yield all that is in a topic now, in order within each partition, some records at a time; then end.
+
+        Joins no group: nothing is committed, and nothing is kept for the reader. Raises `Unavailable`.
+        """
+        ...
+
     async def ping(self) -> None:
         """Raise `Unavailable` when the log cannot be used now."""
         ...

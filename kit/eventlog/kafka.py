@@ -20,9 +20,9 @@ from aiokafka.errors import InvalidTopicError, KafkaError, MessageSizeTooLargeEr
 
 from kit.checks import Findings, fault, ok
 from kit.errors import TooLarge, Unavailable
-from kit.eventlog import Consumer, LogFull, Message, check_partitions
+from kit.eventlog import Consumer, LogFull, Message, Record, check_partitions
 from kit.eventlog.kafka_checks import examine_topics
-from kit.eventlog.kafka_consumer import KafkaConsumer
+from kit.eventlog.kafka_consumer import KafkaConsumer, record_of
 from kit.logs import get_logger
 from kit.url_options import read_options
 
@@ -117,6 +117,10 @@ class KafkaLog:
 
     async def lag(self, group: str, topic: str) -> int:
         """Return how many records of the topic the group has not committed; all of them for an unknown group."""
+        return sum(head - done for done, head in (await self.progress(group, topic)).values())
+
+    async def progress(self, group: str, topic: str) -> Mapping[int, tuple[int, int]]:
+        """Return how far the group is in each partition; see `kit.eventlog.EventLog`."""
         with _unavailable():
             async with asyncio.timeout(_ADMIN_S):
                 await self._make_missing({topic: None})
@@ -126,8 +130,36 @@ class KafkaLog:
                 committed = await admin.list_consumer_group_offsets(self.options.prefix + group, partitions=partitions)
                 oldest = await reader.beginning_offsets(partitions)
                 newest = await reader.end_offsets(partitions)
-        found = {partition: max(committed[partition].offset, oldest[partition]) for partition in partitions if partition in committed}
-        return sum(newest[partition] - found.get(partition, oldest[partition]) for partition in partitions)
+        done = {partition: committed[partition].offset for partition in partitions if partition in committed}
+        return {
+            partition.partition: (max(done.get(partition, 0), oldest[partition]), newest[partition])
+            for partition in sorted(partitions, key=lambda one: one.partition)
+        }
+
+    async def read(self, topic: str) -> AsyncIterator[Sequence[Record]]:
+        """Yield what is there; see `kit.eventlog.EventLog`."""
+        with _unavailable():
+            async with asyncio.timeout(_ADMIN_S):
+                await self._make_missing({topic: None})
+                partitions = await self._partitions(await self._connected_admin(), self.name_of(topic))
+            consumer = AIOKafkaConsumer(bootstrap_servers=self.servers, enable_auto_commit=False, auto_offset_reset="earliest")
+            try:
+                async with asyncio.timeout(_ADMIN_S):
+                    await _started(consumer, consumer.stop)
+                    consumer.assign(partitions)
+                    await consumer.seek_to_beginning(*partitions)
+                    ends = await consumer.end_offsets(partitions)
+                while True:
+                    async with asyncio.timeout(_ADMIN_S):
+                        left = [one for one in partitions if await consumer.position(one) < ends[one]]
+                        found = await consumer.getmany(*left, timeout_ms=500, max_records=500) if left else {}
+                    for place, messages in found.items():
+                        if records := [record_of(message, self.options.prefix) for message in messages if message.offset < ends[place]]:
+                            yield records
+                    if not left:
+                        return
+            finally:
+                await consumer.stop()
 
     async def ping(self) -> None:
         """Raise `Unavailable` when the cluster does not answer within a second."""

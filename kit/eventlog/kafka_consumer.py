@@ -104,7 +104,7 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
                 break
             self._waiting.popleft()
             self._handed_out[TopicPartition(message.topic, message.partition)] = message.offset + 1
-            records.append(self._record(message))
+            records.append(record_of(message, self._options.prefix))
         return Batch(tuple(records))
 
     async def commit(self, offsets: Mapping[tuple[str, int], int]) -> None:
@@ -186,13 +186,15 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._waiting.clear()
         self._handed_out.clear()
 
-    def _record(self, message: Any) -> Record:
-        return Record(
-            topic=message.topic.removeprefix(self._options.prefix),
-            partition=message.partition,
-            offset=message.offset,
-            key=(message.key or b"").decode(),
-            value=message.value,
-            headers={name: value.decode() for name, value in message.headers},
-            timestamp_ms=message.timestamp,
-        )
+
+def record_of(message: Any, prefix: str) -> Record:
+    """Return the library's record as ours."""
+    return Record(
+        topic=message.topic.removeprefix(prefix),
+        partition=message.partition,
+        offset=message.offset,
+        key=(message.key or b"").decode(),
+        value=message.value,
+        headers={name: value.decode() for name, value in message.headers},
+        timestamp_ms=message.timestamp,
+    )

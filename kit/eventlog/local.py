@@ -23,7 +23,7 @@ import msgspec
 
 from kit.checks import Findings, note, ok, room
 from kit.errors import TooLarge, Unavailable
-from kit.eventlog import MAX_PARTITIONS, Consumer, LogFull, Message, check_partitions
+from kit.eventlog import MAX_PARTITIONS, Consumer, LogFull, Message, Record, check_partitions
 from kit.eventlog.local_file import AddTopic, Append, Commit, Forget, Lane, LogFile, Operation, Outcome, Ping, Trim
 from kit.eventlog.local_groups import Group, LocalConsumer
 from kit.eventlog.local_reader import LogReader
@@ -38,6 +38,9 @@ MAX_WAITING_BYTES = 64 << 20
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,199}")
 _PING_S = 2.0
 _NEVER = 1 << 62
+#: What `read` yields at a time, at most.
+_READ_RECORDS = 500
+_READ_BYTES = 4 << 20
 #: A log fuller than this share has a reader that does not keep up.
 _CROWDED = 0.7
 
@@ -153,9 +156,24 @@ class LocalLog:
 
     async def lag(self, group: str, topic: str) -> int:
         """Return how many records of the topic the group has not committed; all of them for an unknown group."""
+        return sum(head - done for done, head in (await self.progress(group, topic)).values())
+
+    async def progress(self, group: str, topic: str) -> Mapping[int, tuple[int, int]]:
+        """Return how far the group is in each partition; see `kit.eventlog.EventLog`."""
         known = self._groups.get(group)
         committed = known.committed if known else {}
-        return sum(lane.head - max(committed.get(lane.id, 0), lane.oldest) for lane in self._topics.get(topic, ()))
+        return {lane.partition: (max(committed.get(lane.id, 0), lane.oldest), lane.head) for lane in self._topics.get(topic, ())}
+
+    async def read(self, topic: str) -> AsyncIterator[Sequence[Record]]:
+        """Yield what is there; see `kit.eventlog.EventLog`."""
+        for lane in self._topics.get(topic, ()):
+            position, end = lane.oldest, lane.head
+            while position < end:
+                records = [one for one in await self.reader.read([(lane, position)], _READ_RECORDS, _READ_BYTES) if one.offset < end]
+                if not records:
+                    break  # deleted meanwhile
+                yield records
+                position = records[-1].offset + 1
 
     async def forget(self, group: str) -> None:
         """Give up a group that will never read again, so that it no longer keeps records from being deleted."""

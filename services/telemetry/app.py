@@ -8,6 +8,7 @@ from kit.web import create_api
 from services.telemetry.columnstore import Tables
 from services.telemetry.device import OPERATION, DeviceApp
 from services.telemetry.queries import Analytics
+from services.telemetry.replay import Replay
 from services.telemetry.routes import router
 from services.telemetry.service import Telemetry
 from services.telemetry.settings import TelemetrySettings
@@ -29,8 +30,18 @@ def create_part(settings: TelemetrySettings, ports: Ports) -> Part:
         else:
             await api(scope, receive, send)
 
+    writer = _writer(settings, ports, tables)
+    return Part(app=app, background=[writer, retention(ports.lease, tables, ports.clock, days=settings.retention_days)])
+
+
+def create_replay(settings: TelemetrySettings, ports: Ports) -> Replay:
+    """Return what `latebindd telemetry replay` works with."""
+    writer = _writer(settings, ports, Tables(ports.olap))
+    return Replay(eventlog=ports.eventlog, database=ports.database, writer=writer, clock=ports.clock)
+
+
+def _writer(settings: TelemetrySettings, ports: Ports, tables: Tables) -> Writer:
     options = WriterOptions(settings.linger_s, settings.max_records, settings.max_bytes, settings.max_rejects_in_row)
-    writer = Writer(
+    return Writer(
         eventlog=ports.eventlog, database=ports.database, tables=tables, clock=ports.clock, metrics=ports.metrics, options=options
     )
-    return Part(app=app, background=[writer, retention(ports.lease, tables, ports.clock, days=settings.retention_days)])

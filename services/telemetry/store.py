@@ -1,4 +1,4 @@
-"""Statements about planned ranges, and the fence around them."""
+"""Statements about planned ranges, the fence around them, and which dead letters were tried again."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from datetime import datetime
 from sqlalchemy import func, select, update
 
 from kit.db import Reader, Transaction
+from kit.db.system import SEEN
 from services.telemetry.domain import Plan
 from services.telemetry.tables import INGEST_OWNERS, INGEST_PLANS
 
 _T = INGEST_PLANS
 _O = INGEST_OWNERS
+#: Under this name dead letters that were tried again are among the seen events.
+_REPLAY = "telemetry-replay"
 
 
 async def plans_of(reader: Reader, topic: str) -> dict[int, Plan]:
@@ -75,3 +78,15 @@ async def newest_done(reader: Reader, topic: str) -> datetime | None:
     """Return when the newest record that is in the column store was received; None before the first one."""
     found: datetime | None = await reader.scalar(select(func.max(_T.c.newest_at)).where(_T.c.topic == topic, _T.c.done))
     return found
+
+
+async def tried(reader: Reader, event_ids: Collection[str]) -> set[str]:
+    """Return those of the dead letters that were tried again."""
+    rows = await reader.all(select(SEEN.c.event_id).where(SEEN.c.consumer == _REPLAY, SEEN.c.event_id.in_(event_ids)))
+    return {row.event_id for row in rows}
+
+
+async def note_tried(tx: Transaction, event_ids: Collection[str]) -> None:
+    """Note that these dead letters were tried again."""
+    for event_id in event_ids:
+        await tx.first_time(_REPLAY, event_id)

@@ -183,7 +183,7 @@ class Writer(Worker):
         patience = self._patience
         for plan, records in zip(plans, ranges.values(), strict=True):
             rejects = await self._insert(plan, records)
-            patience = patience.after([record.key for record in records], {reject.position: reject.reason for reject in rejects})
+            patience = _patience_after(patience, records, rejects)
             letters += [events.rejected(records[reject.position], reject.reason, reject.detail) for reject in rejects]
         if letters:
             await self._log.append(events.REJECTED, letters)
@@ -236,6 +236,14 @@ async def decoded(values: Sequence[bytes], rejects: list[Reject]) -> AsyncGenera
     finally:
         # The thread cannot be stopped; two of them must not use the iterator.
         await asyncio.wait([upcoming])
+
+
+def _patience_after(patience: Patience, records: Sequence[Record], rejects: Sequence[Reject]) -> Patience:
+    """Letters that are tried again say nothing about the batches that come in now. Raises `TooManyRejects`."""
+    places = [place for place, record in enumerate(records) if events.REPLAY not in record.headers]
+    reasons = {reject.position: reject.reason for reject in rejects}
+    found = {number: reasons[place] for number, place in enumerate(places) if place in reasons}
+    return patience.after([records[place].key for place in places], found)
 
 
 def _by_partition(records: Sequence[Record]) -> dict[int, list[Record]]:

@@ -261,6 +261,36 @@ async def test_lag_counts_what_is_not_committed(eventlog: EventLog) -> None:
         assert await eventlog.lag("readers", TOPIC) == 0
 
 
+async def read_all(eventlog: EventLog, topic: str = TOPIC) -> list[Record]:
+    return [record async for records in eventlog.read(topic) for record in records]
+
+
+async def test_a_topic_can_be_read_without_a_group(eventlog: EventLog) -> None:
+    assert await read_all(eventlog) == []
+    await eventlog.append(TOPIC, numbered(1200))
+    async with eventlog.consumer("readers", [TOPIC]) as consumer:
+        taken = await take_all(consumer)
+        for _ in range(2):  # again and again the same, whatever a group does
+            found = await read_all(eventlog)
+            assert sorted(found, key=lambda one: (one.partition, one.offset)) == sorted(taken, key=lambda one: (one.partition, one.offset))
+            of_partition = defaultdict(list)
+            for record in found:
+                of_partition[record.partition].append(record.offset)
+            assert all(offsets == sorted(offsets) for offsets in of_partition.values())
+            await consumer.commit(Batch(tuple(taken)).next_offsets())
+
+
+async def test_progress_says_how_far_a_group_is_in_each_partition(eventlog: EventLog) -> None:
+    await eventlog.append(TOPIC, numbered(60))
+    places = Counter(record.partition for record in await read_all(eventlog))
+    assert await eventlog.progress("readers", TOPIC) == {partition: (0, places[partition]) for partition in range(4)}
+    async with eventlog.consumer("readers", [TOPIC]) as consumer:
+        batch = await take(consumer, max_records=20)
+        await consumer.commit(batch.next_offsets())
+    done = {partition: offset for (_, partition), offset in batch.next_offsets().items()}
+    assert await eventlog.progress("readers", TOPIC) == {number: (done.get(number, 0), places[number]) for number in range(4)}
+
+
 async def partitions_of(eventlog: EventLog, topic: str) -> set[int]:
     """The partitions that many different keys reach."""
     await eventlog.append(topic, [Message(f"key-{number}", b"") for number in range(400)])
