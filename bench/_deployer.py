@@ -9,7 +9,7 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,15 +67,18 @@ class Fleet:
 
 
 @contextmanager
-def deployer() -> Iterator[Fleet]:
-    """Run `latebindd deployer` on core 0 with `COLLECTIONS` × `RULES` published rules."""
-    folder = BUILD / "deployer"
+def deployer(stores: Mapping[str, str] | None = None, folder: Path = BUILD / "deployer") -> Iterator[Fleet]:
+    """Run `latebindd deployer` on core 0 with `COLLECTIONS` × `RULES` published rules.
+
+    `stores` are settings (`LATEBIND_DATABASE_URL` …) of real servers; without them it runs on embedded ones in `folder`.
+    """
+    stores = stores or {}
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    asyncio.run(_announce(folder))
+    asyncio.run(_announce(stores.get("LATEBIND_EVENTLOG_URL", f"local:{folder.absolute()}/events.db")))
     port = free_port()
     command = [sys.executable, "-m", "services", "deployer", "--port", str(port), "--internal-port", "0", "--data-dir", str(folder)]
-    with serving(command, port, environment={"LATEBIND_LOG_LEVEL": "warning"}) as server:
+    with serving(command, port, environment={"LATEBIND_LOG_LEVEL": "warning", **stores}) as server:
         seal = PrincipalSeal((folder / "secrets" / "gateway.key").read_bytes(), lifetime_s=_LIFETIME_S)
         rng = random.Random(SEED)
         documents = [document(rng, RULES, default=True) for _ in range(COLLECTIONS)]
@@ -84,8 +87,8 @@ def deployer() -> Iterator[Fleet]:
         yield Fleet(server, collections, devices, seal)
 
 
-async def _announce(folder: Path) -> None:
-    async with open_eventlog(f"local:{folder.absolute()}/events.db") as log:
+async def _announce(eventlog: str) -> None:
+    async with open_eventlog(eventlog) as log:
         for version in (1, 2, 3):
             content = json.dumps(manifest(version)).encode()
             package = events_pb2.Package(
