@@ -8,9 +8,8 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import httpx2
-
-from gateway.addresses import Address, Addresses, RepeatBudget
+from gateway.addresses import Addresses, RepeatBudget
+from gateway.http_client import AllBusy, Answer, HttpClient, NotConnected, UpstreamError
 from kit import http
 from kit.context import request_id
 from kit.errors import Unavailable
@@ -22,6 +21,8 @@ DEADLINE = "latebind.deadline"
 _HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
 )
+#: `expect`: whoever reads the body here has answered it.
+_NOT_FORWARDED = _HOP_BY_HOP | {b"host", b"expect"}
 _CONNECT_S = 1.0
 #: How long an answer may pause once it has begun, and how long one may take that has no deadline.
 _SILENCE_S = 60.0
@@ -31,7 +32,6 @@ _IDLE_S = 30.0
 #: Bodies up to this size are read before they are forwarded, so that they can be sent again.
 _IN_MEMORY_BYTES = 1 << 20
 _REPEATABLE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-_NOT_CONNECTED = (httpx2.ConnectError, httpx2.ConnectTimeout)
 
 
 class UpstreamUnavailable(Unavailable):
@@ -45,16 +45,16 @@ class _Request:
     """One request on its way. `repeatable`: a service may see it twice, and its body can be sent twice."""
 
     method: str
-    target: str
+    target: bytes
     headers: list[tuple[bytes, bytes]]
     body: bytes | _Stream | None
     repeatable: bool
 
-    def may_go_on(self, error: httpx2.TransportError | TimeoutError) -> bool:
+    def may_go_on(self, error: UpstreamError | TimeoutError) -> bool:
         """Whether another address may be asked after this."""
         if isinstance(self.body, _Stream) and self.body.begun:
             return False
-        return self.repeatable or isinstance(error, _NOT_CONNECTED)
+        return self.repeatable or isinstance(error, NotConnected | AllBusy)
 
 
 class HttpUpstream:
@@ -67,27 +67,29 @@ class HttpUpstream:
     def __init__(self, urls: str) -> None:
         self._addresses = Addresses([url for part in urls.split(",") if (url := part.strip())])
         self._budget = RepeatBudget()
-        limits = httpx2.Limits(max_connections=200, max_keepalive_connections=100, keepalive_expiry=_IDLE_S)
-        timeout = httpx2.Timeout(_SILENCE_S, connect=_CONNECT_S, pool=_CONNECT_S)
         self._clients = {
-            one.url: httpx2.AsyncClient(base_url=one.url, limits=limits, timeout=timeout, follow_redirects=False, trust_env=False)
-            for one in self._addresses.all
+            one.url: HttpClient(one.url, connect_s=_CONNECT_S, idle_s=_IDLE_S, silence_s=_SILENCE_S) for one in self._addresses.all
         }
 
     async def close(self) -> None:
         """Close the connections."""
         for client in self._clients.values():
-            await client.aclose()
+            await client.close()
 
     async def alive(self) -> Mapping[str, bool]:
         """Ask each address whether its process turns, within a second."""
 
-        async def ask_one(client: httpx2.AsyncClient) -> bool:
+        async def ask_one(client: HttpClient) -> bool:
             try:
                 async with asyncio.timeout(_CONNECT_S):
-                    return (await client.get("/livez")).status_code == 200
-            except (httpx2.TransportError, TimeoutError):
+                    answer = await client.send("GET", b"/livez")
+                    try:
+                        await answer.read_all()
+                    finally:
+                        await answer.close()
+            except (UpstreamError, TimeoutError):
                 return False
+            return answer.status == 200
 
         answers = await asyncio.gather(*(ask_one(client) for client in self._clients.values()))
         return dict(zip(self._clients, answers, strict=True))
@@ -95,17 +97,18 @@ class HttpUpstream:
     async def __call__(self, scope: http.Scope, receive: http.Receive, send: http.Send) -> None:
         """Forward one request (ASGI). Raises `UpstreamUnavailable` when no answer has begun."""
         request = await _taken(scope, receive)
-        response = await self._answer(request, scope.get(DEADLINE))
+        answer = await self._answer(request, scope.get(DEADLINE))
         try:
-            answered = [(name.lower(), value) for name, value in response.headers.raw if name.lower() not in _HOP_BY_HOP]
-            await send({"type": "http.response.start", "status": response.status_code, "headers": answered})
-            async for chunk in response.aiter_raw():
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
+            headers = [header for header in answer.headers if header[0] not in _HOP_BY_HOP]
+            await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+            more = True
+            while more:
+                part, more = await answer.read()
+                await send({"type": "http.response.body", "body": part, "more_body": more})
         finally:
-            await response.aclose()
+            await answer.close()
 
-    async def _answer(self, request: _Request, deadline: float | None) -> httpx2.Response:
+    async def _answer(self, request: _Request, deadline: float | None) -> Answer:
         """Return an answer that has begun, from the first address that gives one."""
         self._budget.earn()
         clock = asyncio.get_running_loop().time
@@ -117,29 +120,25 @@ class HttpUpstream:
             until = ends if last or not request.repeatable else clock() + (ends - clock()) / 2
             try:
                 async with asyncio.timeout_at(until):
-                    response = await self._send(address, request)
-            except (httpx2.TransportError, TimeoutError) as error:
-                if not isinstance(error, httpx2.PoolTimeout):
+                    client = self._clients[address.url]
+                    answer = await client.send(request.method, request.target, request.headers, request.body)
+            except (UpstreamError, TimeoutError) as error:
+                if not isinstance(error, AllBusy):
                     address.broke(clock())
                 if last or clock() >= ends or not request.may_go_on(error) or not self._budget.spend():
                     raise UpstreamUnavailable("the service behind this address does not answer; try again") from error
             else:
                 address.worked()
-                return response
+                return answer
         raise AssertionError("there is always a last address")
-
-    async def _send(self, address: Address, request: _Request) -> httpx2.Response:
-        client = self._clients[address.url]
-        built = client.build_request(request.method, request.target, headers=request.headers, content=request.body)
-        return await client.send(built, stream=True)
 
 
 async def _taken(scope: http.Scope, receive: http.Receive) -> _Request:
     """Read what a request is made of; a small body too."""
     target = scope.get("raw_path") or scope["path"].encode()
     query = scope.get("query_string", b"")
-    url = (target.partition(b"?")[0] + (b"?" + query if query else b"")).decode("ascii")
-    headers = [(name, value) for name, value in scope["headers"] if name not in _HOP_BY_HOP and name != b"host"]
+    url = target.partition(b"?")[0] + (b"?" + query if query else b"")
+    headers = [header for header in scope["headers"] if header[0] not in _NOT_FORWARDED]
     body: bytes | _Stream | None = None
     size = http.header(scope, b"content-length")
     if size is not None and int(size) <= _IN_MEMORY_BYTES:
