@@ -27,7 +27,7 @@ from kit.blobs import BlobStore, open_blobs
 from kit.blobs.links import create_links_app
 from kit.clock import Clock, SystemClock
 from kit.db.idempotency import forget_answers
-from kit.db.lease import leased
+from kit.db.lease import forget_leases, leased
 from kit.db.migrate import migrate
 from kit.db.outbox import forget_seen, outbox_relay
 from kit.identity import PrincipalSeal
@@ -209,6 +209,7 @@ def _clean_up(own: Ports) -> Callable[[], Awaitable[object]]:
     async def forget() -> None:
         await forget_seen(own.database, own.clock)
         await forget_answers(own.database, own.clock)
+        await forget_leases(own.database)
 
     return forget
 

@@ -21,7 +21,7 @@ from kit.workers import Periodic, Worker
 
 if TYPE_CHECKING:
     from kit.clock import Clock
-    from kit.db import Database, Transaction
+    from kit.db import Database, Reader, Transaction
 
 #: A killed holder is replaced within this time and one look of the others.
 TTL = timedelta(seconds=15)
@@ -102,6 +102,20 @@ class Lease:
         self._renew_at = self._until = float("-inf")
         async with self._database.begin() as tx:
             await tx.execute(delete(LEASES).where(LEASES.c.name == self._name, LEASES.c.holder == self._holder))
+
+
+async def holders(reader: Reader, prefix: str) -> set[str]:
+    """Return who holds a lease whose name begins with `prefix`, now."""
+    rows = await reader.all(select(LEASES).where(LEASES.c.name.startswith(prefix, autoescape=True)))
+    now = await reader.database_now() if rows else None
+    return {row.holder for row in rows if row.expires_at > now}
+
+
+async def forget_leases(database: Database) -> int:
+    """Delete leases that ended more than a day ago: names of processes that are gone; returns how many. Run it now and then."""
+    async with database.begin() as tx:
+        result = await tx.execute(delete(LEASES).where(LEASES.c.expires_at < await tx.database_now() - timedelta(days=1)))
+    return result.rowcount
 
 
 def leased(lease: Lease, name: str, every_s: float, action: Callable[[], Awaitable[object]], *, clock: Clock) -> Worker:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from kit import http
+from kit.context import request_id
+from kit.db import DatabaseUnavailable
+from kit.db.lease import Lease
+from kit.identity import REQUEST_ID_HEADER
 from kit.ports import Part, Ports
 from kit.signing import DerivedSigner
 from kit.web import create_api
@@ -10,7 +16,8 @@ from services.deployer.bundles import BundleService
 from services.deployer.device import RAW_OPERATIONS, DeviceApp
 from services.deployer.events import ROLE
 from services.deployer.fleet import FleetService
-from services.deployer.loader import Loader
+from services.deployer.freshness import Freshness
+from services.deployer.loader import PRESENT, Loader
 from services.deployer.resolver import Resolver
 from services.deployer.routes import bundles_router, collections_router, devices_router
 from services.deployer.service import CollectionService
@@ -19,12 +26,19 @@ from services.deployer.sightings import Sightings
 from services.deployer.snapshot import Snapshot
 from services.deployer.workers import background, beside_api
 
+#: A killed process is waited for, in each publish, until its name runs out.
+_PRESENT = timedelta(hours=1)
+_LONGEST_NAME = 64
+
 
 def create_part(settings: DeployerSettings, ports: Ports) -> Part:
     """Return the deployer: devices are answered by `device.py`, everything else by FastAPI."""
     snapshot, sightings = Snapshot(), Sightings()
     signer = DerivedSigner(ports.secrets.key(ROLE), ROLE)
-    loader = Loader(ports.database, snapshot, signer=signer, clock=ports.clock)
+    loader = Loader(ports.database, snapshot, signer=signer, clock=ports.clock, holder=ports.holder)
+    name = PRESENT + ports.holder[-_LONGEST_NAME:]
+    present = Lease(ports.database, ports.clock, name=name, holder=ports.holder, ttl=_PRESENT)
+    freshness = Freshness(loader, snapshot, present, ports.clock)
     fleet = FleetService(ports.database, sightings, ports.clock, history_days=settings.history_days, ready_wait_s=settings.ready_wait_s)
     resolver = Resolver(
         snapshot,
@@ -47,20 +61,26 @@ def create_part(settings: DeployerSettings, ports: Ports) -> Part:
     api.state.collections = collections
     api.state.bundles = BundleService(ports.database, collections, signer=signer, clock=ports.clock)
     api.state.fleet = fleet
-    devices = DeviceApp(resolver, eventlog=ports.eventlog, seal=ports.seal, clock=ports.clock)
+    devices = DeviceApp(resolver, freshness, eventlog=ports.eventlog, seal=ports.seal, clock=ports.clock)
 
     async def app(scope: http.Scope, receive: http.Receive, send: http.Send) -> None:
         if scope["type"] == "http" and scope["path"].startswith("/v1/device/"):
             await devices(scope, receive, send)
-        else:
-            await api(scope, receive, send)
+            return
+        if scope["type"] == "http" and scope["path"].startswith("/v1/"):
+            try:
+                await freshness.require_database()
+            except DatabaseUnavailable as problem:
+                request_id.set((http.header(scope, REQUEST_ID_HEADER) or b"").decode("ascii", "replace"))
+                await http.send_problem(send, problem)
+                return
+        await api(scope, receive, send)
 
     return Part(
         app=app,
         beside_api=beside_api(
-            loader,
+            freshness,
             fleet,
-            resolver,
             snapshot,
             clock=ports.clock,
             look_every_s=settings.look_every_s,

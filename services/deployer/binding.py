@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -142,11 +143,13 @@ class Bound:
     revision: int
     identity: str
     edges: tuple[float, ...]
+    mark: int
+    position: int = 0  # the mark, and how many edges lie behind: what comes later has a higher one, in every process
     open_rules: int = 0
     since: float = inf
     until: float = -inf
     epoch: str = ""
-    tag: bytes = b""  # the first part of an ETag: the epoch
+    tag: bytes = b""  # the first part of an ETag: position and epoch
 
     def at(self, now: float) -> Bound:
         """Return this with the rules that are open at `now` (Unix seconds); itself while nothing opened or closed."""
@@ -157,11 +160,16 @@ class Bound:
         since = max((edge for edge in self.edges if edge <= now), default=-inf)
         until = min((edge for edge in self.edges if edge > now), default=inf)
         epoch = hashlib.sha256(f"{self.identity}:{open_rules:x}".encode()).hexdigest()[:16]
-        return replace(self, open_rules=open_rules, since=since, until=until, epoch=epoch, tag=f'"{epoch}.'.encode())
+        position = self.mark + bisect_right(self.edges, now)
+        tag = f'"{position:013x}-{epoch}.'.encode()
+        return replace(self, position=position, open_rules=open_rules, since=since, until=until, epoch=epoch, tag=tag)
 
 
-def bind(compiled: Compiled, catalogue: Catalogue, *, collection: str, revision: int, content: str) -> Bound:
-    """Bind rules to the catalogue. `content` is a digest of the revision's document. The result is not open yet: call `at`."""
+def bind(compiled: Compiled, catalogue: Catalogue, *, collection: str, revision: int, content: str, mark: int = 0) -> Bound:
+    """Bind rules to the catalogue. `content` is a digest of the revision's document, `mark` the collection's (0: nobody is served).
+
+    The result is not open yet: call `at`.
+    """
     options = tuple(tuple(bind_target(target, catalogue) for target in rule.options) for rule in compiled.rules.rules)
     default = None if compiled.rules.default is None else bind_target(compiled.rules.default, catalogue)
     plans = tuple(
@@ -189,6 +197,7 @@ def bind(compiled: Compiled, catalogue: Catalogue, *, collection: str, revision:
         revision=revision,
         identity=identity,
         edges=compiled.edges,
+        mark=mark,
     )
 
 

@@ -11,12 +11,13 @@ from kit.clock import Clock
 from kit.context import request_id
 from kit.errors import Internal, MethodNotAllowed, NotFound, Problem
 from kit.eventlog import EventLog
-from kit.identity import COUNTRY_HEADER, PRINCIPAL_HEADER, REQUEST_ID_HEADER, Access, Kind, Principal, PrincipalSeal, authorize
+from kit.identity import PRINCIPAL_HEADER, REQUEST_ID_HEADER, Access, Kind, Principal, PrincipalSeal, authorize
 from kit.web import RawOperation
 from services.deployer import events
 from services.deployer.errors import ReportInvalid
+from services.deployer.freshness import Freshness
 from services.deployer.reports import ReportProblem, read_report
-from services.deployer.resolver import Question, Resolver
+from services.deployer.resolver import Behind, Question, Resolver
 
 log = get_logger(__name__)
 
@@ -63,6 +64,7 @@ RAW_OPERATIONS = (
             "parameters": [
                 {"name": "collection", "in": "path", "required": True, "schema": {"type": "string"}},
                 _header("If-None-Match", "ETag of the last answer"),
+                _header("Latebind-Counter", "counter of the last assignment that the device accepted for this collection"),
                 _header("Latebind-Nonce", "16 to 64 printable ASCII characters, new for each request; copied into the assignment"),
             ],
             "requestBody": {"required": True, "content": {"application/json": {"schema": _CONTEXT_SCHEMA}}},
@@ -104,8 +106,9 @@ RAW_OPERATIONS = (
 class DeviceApp:
     """The ASGI application for everything below `/v1/device/`."""
 
-    def __init__(self, resolver: Resolver, *, eventlog: EventLog, seal: PrincipalSeal, clock: Clock) -> None:
-        self._resolver, self._eventlog, self._seal, self._clock = resolver, eventlog, seal, clock
+    def __init__(self, resolver: Resolver, freshness: Freshness, *, eventlog: EventLog, seal: PrincipalSeal, clock: Clock) -> None:
+        self._resolver, self._freshness = resolver, freshness
+        self._eventlog, self._seal, self._clock = eventlog, seal, clock
         self._ask = resolver.ask
 
     async def __call__(self, scope: http.Scope, receive: http.Receive, send: http.Send) -> None:
@@ -124,8 +127,10 @@ class DeviceApp:
                 body = message.get("body", b"")
                 if message.get("more_body", False) or len(body) > MAX_CONTEXT_BYTES or message["type"] != "http.request":
                     body = await http.read_body(scope, _again(message, receive), max_bytes=MAX_CONTEXT_BYTES)
-                country, etag = headers.get(COUNTRY_HEADER), headers.get(b"if-none-match")
-                found = self._ask(caller.account or "", caller.id, path[_RESOLVE_NAME], body, country, etag)
+                found = self._ask(caller.account or "", caller.id, path[_RESOLVE_NAME], body, headers)
+                if type(found) is Behind:
+                    await self._freshness.catch_up(*found)
+                    found = self._ask(caller.account or "", caller.id, path[_RESOLVE_NAME], body, headers, True)
                 if type(found) is list:
                     status, body, sent = 304, b"", found
                 else:

@@ -9,12 +9,16 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 #: What a device says of an assignment (docs/wire.md, "Update states").
 STATES = frozenset({"assigned", "downloading", "downloaded", "verified", "running", "failed", "returned"})
 EMPTY_RULES: Mapping[str, Any] = {"rules": [], "default": None}
+#: A new state holds from so long after its transaction on: by then every process that answers devices has it.
+LEAD = timedelta(seconds=0.5)
+#: Marks are microseconds that only rise. Between two of them there is room for every edge of time windows (at most 20,000).
+MARK_STEP = 1 << 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +59,21 @@ class Revision:
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
-    """What memory holds of a collection: its revision, and the mark that tells whether that is still current."""
+class Mark:
+    """Which state a collection is in: it was made at `touched_at` and holds from `active_at` on, both by the database's clock."""
 
     account: str
     collection: str
     mark: int
+    touched_at: datetime
+    active_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What memory holds of a collection: its revision, and the mark that tells whether that is still current."""
+
+    mark: Mark
     revision: int
     document: dict[str, Any]
     digest: str

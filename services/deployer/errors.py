@@ -89,3 +89,10 @@ class Starting(Unavailable):
 
     code = "STARTING"
     retry_after_s = 1
+
+
+class Outdated(Unavailable):
+    """Newer rules are known than this process has, and it cannot get them now. Another one may; an older answer is never given."""
+
+    code = "RULES_OUTDATED"
+    retry_after_s = 1

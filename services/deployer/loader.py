@@ -1,6 +1,6 @@
-"""Keeps the snapshot as new as the tables: after a commit of this process at once, after one of another process within a second or so.
+"""Brings what the tables hold into the snapshot, and what the registry announces into the tables.
 
-It also applies what the registry announces. Compiling larger rules happens in a thread, so that devices are answered meanwhile.
+When it looks is decided by `freshness.py`. Compiling larger rules happens in a thread, so that devices are answered meanwhile.
 """
 
 from __future__ import annotations
@@ -8,17 +8,18 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Collection
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from structlog import get_logger
 
 from kit.clock import Clock
 from kit.db import Database, Reader, Transaction
+from kit.db.lease import holders
 from kit.eventlog import Batch, Record
 from kit.signing import DerivedSigner
-from services.deployer import events, store, store_devices
+from services.deployer import events, store
 from services.deployer.binding import Bound, Compiled, bind, compile_rules
-from services.deployer.domain import Published
+from services.deployer.domain import LEAD, Mark, Published
 from services.deployer.rules import RulesProblem, parse_rules
 from services.deployer.snapshot import Live, Snapshot
 from services.deployer.targets import named_versions
@@ -31,6 +32,9 @@ _PAGE = 500
 _OVERLAP = timedelta(seconds=30)
 #: Documents with more rules than this are compiled in a thread.
 _MANY = 100
+#: Leases whose holders answer devices from memory.
+PRESENT = "answers-devices/"
+_EARLIEST = datetime.min.replace(tzinfo=UTC)
 
 
 async def compiled(document: object) -> Compiled:
@@ -45,10 +49,10 @@ def _compile(document: object) -> Compiled:
     return compile_rules(parse_rules(document))
 
 
-async def bound(reader: Reader, account: str, rules: Compiled, *, collection: str, revision: int, content: str) -> Bound:
+async def bound(reader: Reader, account: str, rules: Compiled, *, collection: str, revision: int, content: str, mark: int = 0) -> Bound:
     """Bind compiled rules to what the account can serve now."""
     found = await store.catalogue(reader, account, rules.models, named_versions(rules.rules))
-    return bind(rules, found, collection=collection, revision=revision, content=content)
+    return bind(rules, found, collection=collection, revision=revision, content=content, mark=mark)
 
 
 def _settle() -> None:
@@ -60,40 +64,60 @@ def _settle() -> None:
     gc.freeze()
 
 
-class Loader:
-    """Reads published collections into the snapshot."""
+def _offset(began: datetime, ended: datetime, there: datetime) -> timedelta:
+    """Return what to add to a moment of the database's clock, which read `there` at some time between `began` and `ended` here.
 
-    def __init__(self, database: Database, snapshot: Snapshot, *, signer: DerivedSigner, clock: Clock) -> None:
-        self._database, self._snapshot, self._signer, self._clock = database, snapshot, signer, clock
+    Clocks that may agree count as agreeing: on one machine, or well kept, all processes switch at the same microsecond.
+    """
+    if began <= there <= ended:
+        return timedelta(0)
+    return began + (ended - began) / 2 - there
+
+
+class Loader:
+    """Reads published collections into the snapshot. `holder` names this process among those that answer devices."""
+
+    def __init__(self, database: Database, snapshot: Snapshot, *, signer: DerivedSigner, clock: Clock, holder: str) -> None:
+        self._database, self._snapshot, self._signer, self._clock, self._holder = database, snapshot, signer, clock, holder
         self._locks: dict[tuple[str, str], asyncio.Lock] = {}
         self._looked_at: datetime | None = None
+        self._offset = timedelta(0)
 
-    async def newest_decision_at(self) -> datetime | None:
-        """Return when the newest decision on record was made."""
-        async with self._database.read() as reader:
-            return await store_devices.newest_decision_at(reader)
-
-    async def look(self) -> int:
-        """Load every collection at first, then those that were touched since; returns how many were loaded."""
-        now = self._clock.now()
+    async def survey(self) -> list[tuple[str, str]]:
+        """Ask the tables what is new, and note it in the snapshot without loading it; returns the collections to load."""
         since = None if self._looked_at is None else self._looked_at - _OVERLAP
-        loaded = 0
+        began = self._clock.now()
+        there: datetime | None = None
+        behind: list[tuple[str, str]] = []
         after = ("", "")
         while True:
             async with self._database.read() as reader:
+                if there is None:
+                    there = await reader.database_now()
+                    self._offset = _offset(began, self._clock.now(), there)
                 found = await store.marks(reader, since=since, after=after, limit=_PAGE)
-            for account, collection, mark in found:
-                if self._snapshot.mark_of(account, collection) < mark:
-                    await self.refresh(account, collection)
-                    loaded += 1
+            for mark in found:
+                if self._snapshot.announce(mark.account, mark.collection, mark.mark, self._here(mark)):
+                    behind.append((mark.account, mark.collection))
             if len(found) < _PAGE:
                 break
-            after = found[-1][:2]
-        if loaded:
+            after = found[-1].account, found[-1].collection
+        self._looked_at = there
+        return behind
+
+    async def load(self, keys: Collection[tuple[str, str]]) -> None:
+        """Load collections now."""
+        for account, collection in sorted(keys):
+            await self.refresh(account, collection)
+        if keys:
             _settle()
-        self._looked_at = now
+
+    async def look(self) -> int:
+        """Load every collection at first, then those that were touched since; returns how many were loaded."""
+        behind = await self.survey()
+        await self.load(behind)
         self._snapshot.complete = True
-        return loaded
+        return len(behind)
 
     async def refresh(self, account: str, collection: str) -> None:
         """Load one collection now."""
@@ -103,16 +127,28 @@ class Loader:
                 found = await store.published(reader, account, collection)
                 if found is None:
                     return
+                mark = found.mark.mark
                 try:
                     rules = await self._rules(found)
                 except RulesProblem as problem:
                     log.error("published rules cannot be read", account=account, collection=collection, errors=problem.errors[:5])
                     return
-                open_rules = await bound(reader, account, rules, collection=collection, revision=found.revision, content=found.digest)
-            self._snapshot.swap(account, collection, Live(open_rules, found.mark, found.digest))
+                revision, digest = found.revision, found.digest
+                fresh = await bound(reader, account, rules, collection=collection, revision=revision, content=digest, mark=mark)
+            self._snapshot.swap(account, collection, Live(fresh, mark, digest, self._here(found.mark)))
+
+    def _here(self, mark: Mark) -> datetime:
+        """Return when a state starts, by the clock here. One that was made while nobody else answered devices starts at once."""
+        return mark.active_at + self._offset if mark.active_at > mark.touched_at else _EARLIEST
+
+    async def start_of(self, tx: Transaction) -> tuple[datetime, datetime]:
+        """Return now, and when a state that is written now shall start: later when other processes must hear of it first."""
+        now = await tx.database_now()
+        others = await holders(tx, PRESENT) - {self._holder}
+        return now, now + LEAD if others else now
 
     async def _rules(self, found: Published) -> Compiled:
-        live = self._snapshot.find(found.account, found.collection)
+        live = self._snapshot.find(found.mark.account, found.mark.collection)
         if live is not None and live.digest == found.digest:
             return live.bound.compiled
         return await compiled(found.document)
@@ -127,17 +163,16 @@ class Loader:
                     account, model = await self._apply_one(tx, record)
                     if model:
                         changed.setdefault(account, set()).add(model)
+            if changed:
+                now, active_at = await self.start_of(tx)
             for account, models in changed.items():
-                touched |= {(account, collection) for collection in await store.touch(tx, account, models, self._clock.now())}
+                touched |= {(account, one) for one in await store.touch(tx, account, models, now, active_at=active_at)}
         await self.refresh_all(touched)
 
     async def refresh_all(self, keys: Collection[tuple[str, str]]) -> None:
         """Load collections now, when this process holds them in memory at all."""
         if self._snapshot.complete:
-            for account, collection in sorted(keys):
-                await self.refresh(account, collection)
-            if keys:
-                _settle()
+            await self.load(keys)
 
     async def _apply_one(self, tx: Transaction, record: Record) -> tuple[str, str]:
         """Write one event; returns account and model it changed ("" for none)."""

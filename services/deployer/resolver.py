@@ -6,6 +6,7 @@ stands in the event log before it leaves. What is decided is decided by `binding
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from xxhash import xxh3_64_hexdigest, xxh3_64_intdigest
 from kit.clock import Clock, rfc3339
 from kit.errors import Problem
 from kit.eventlog import EventLog
+from kit.identity import COUNTRY_HEADER
 from kit.ids import new_id
 from kit.signing import DerivedSigner
 from services.deployer import events
@@ -27,6 +29,7 @@ from services.deployer.errors import (
     NoCompatiblePackage,
     NoMatch,
     NonceInvalid,
+    Outdated,
     Starting,
 )
 from services.deployer.facts import ContextProblem, context_of, facts_of
@@ -36,13 +39,24 @@ from services.deployer.snapshot import Snapshot
 ASSIGNMENT_TYPE = "application/vnd.latebind.assignment+json"
 #: Refusals that are remembered, so that a device asking again and again does not fill the log.
 MAX_REFUSALS = 50_000
-#: Where an ETag, "epoch.asked.package", holds the hash of what was asked.
-_ASKED = slice(18, 34)
+#: What the device last accepted of this collection, as it stood in the assignment.
+COUNTER_HEADER = b"latebind-counter"
+#: Where an ETag, "position-epoch.asked.package", holds the position of the rules and the hash of what was asked.
+_POSITION, _DASH, _ASKED = slice(1, 14), slice(14, 15), slice(32, 48)
+_HIGHEST = 1 << 52
 _SHORTEST_NONCE, _LONGEST_NONCE = 16, 64
 
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 _Headers = list[tuple[bytes, bytes]]
+
+
+class Behind(NamedTuple):
+    """The snapshot may be older than what the device has seen: it must catch up before it answers. `seen` is the device's position."""
+
+    account: str
+    collection: str
+    seen: int
 
 
 class Question(NamedTuple):
@@ -56,6 +70,7 @@ class Question(NamedTuple):
     facts: dict[str, dict[str, Any]]
     answer: Served | Refusal
     now: datetime
+    seen: int
 
 
 class Resolver:
@@ -79,29 +94,35 @@ class Resolver:
         self._poll_header = (b"latebind-poll", f"after={poll_after_s}; spread={poll_spread_s}".encode())
         self._assignment_lifetime = timedelta(seconds=assignment_lifetime_s)
         self._refusals: dict[tuple[str, str, str], tuple[bytes, Problem]] = {}
-        self._counter = 0
-
-    def count_from(self, microseconds: int) -> None:
-        """Let assignment counters start above what an earlier process may have given out."""
-        self._counter = max(self._counter, microseconds)
 
     def ask(  # noqa: PLR0917 - keywords would cost here
-        self, account: str, install_id: str, collection: str, body: bytes, country: bytes | None, etag: bytes | None
-    ) -> _Headers | Question:
+        self, account: str, install_id: str, collection: str, body: bytes, headers: Mapping[bytes, bytes], caught_up: bool = False
+    ) -> _Headers | Question | Behind:
         """Return the headers of a 304, or what `answer` needs for anything else. Waits for nothing: this is the steady path.
 
-        Raises `CollectionNotFound`, `Starting`, `ContextInvalid`, `InstallMismatch`, and a refusal that was recorded before.
+        `Behind` is returned unless the caller has `caught_up` already. Raises `CollectionNotFound`, `Starting`, `Outdated`,
+        `ContextInvalid`, `InstallMismatch`, and a refusal that was recorded before.
         """
         now = self._clock.now()
         live = self._snapshot.find(account, collection)
-        if live is None:
-            raise self._unknown()
-        bound = live.at(now)
+        bound = None if live is None else live.at(now)
+        country, etag = headers.get(COUNTRY_HEADER), headers.get(b"if-none-match")
         who = install_id.encode() if country is None else b"%b %b" % (install_id.encode(), country)
         asked = xxh3_64_hexdigest(body, xxh3_64_intdigest(who)).encode()
-        if etag is not None and etag[_ASKED] == asked and etag.startswith(bound.tag):
+        if bound is not None and etag is not None and etag[_ASKED] == asked and etag.startswith(bound.tag):
             self._sightings.seen(account, install_id, now)
             return [(b"etag", etag), self._poll_header]
+        if not self._snapshot.complete:
+            raise Starting("the rules are still being loaded; ask again in a moment")
+        seen = max(_position(etag), _counter(headers.get(COUNTER_HEADER)))
+        if not caught_up and (
+            now > self._snapshot.fresh_until
+            or (0 if bound is None else bound.position) < seen
+            or (bound is None and self._snapshot.awaits(account, collection))
+        ):
+            return Behind(account, collection, seen)
+        if bound is None:
+            raise self._unknown(is_known=live is not None)
         state = bound.tag + asked
         refused = self._refusals.get((account, install_id, collection))
         if refused is not None and refused[0] == state:
@@ -112,7 +133,7 @@ class Resolver:
         if type(answer) is Served and etag is not None and etag.endswith(answer.ending):
             self._sightings.told(account, install_id, now, body, country)
             return [(b"etag", state + answer.ending), self._poll_header]
-        return Question(account, install_id, collection, bound, state, facts, answer, now)
+        return Question(account, install_id, collection, bound, state, facts, answer, now, seen)
 
     async def answer(self, question: Question, nonce: bytes | None) -> tuple[bytes, _Headers]:
         """Return body and headers of a 200, after its record is in the event log.
@@ -133,9 +154,9 @@ class Resolver:
         ]
         return _encode(document), headers
 
-    def _unknown(self) -> Problem:
-        if not self._snapshot.complete:
-            return Starting("the rules are still being loaded; ask again in a moment")
+    def _unknown(self, *, is_known: bool) -> Problem:
+        if is_known:
+            return Outdated("newer rules are on their way to this server; ask again in a moment")
         return CollectionNotFound("there is no such collection, or none of its revisions is published", poll=self._poll)
 
     def _document(self, question: Question, answer: Served) -> dict[str, Any]:
@@ -195,8 +216,10 @@ class Resolver:
         await self._eventlog.append(events.DECISION_MADE, [message])
 
     def _assign(self, question: Question, answer: Served, nonce: str) -> dict[str, Any]:
-        """Sign who gets what. The counter rises with every assignment, also when the clock stands still or goes back."""
-        self._counter = max(self._counter + 1, int(question.now.timestamp() * 1_000_000))
+        """Sign who gets what. The counter is the position of the rules: the same in every process, higher with each change, never lower.
+
+        A device that has seen a higher one although the tables have none (they were restored from a backup) keeps its own.
+        """
         payload = {
             "type": "latebind-assignment-v1",
             "account": question.account,
@@ -204,7 +227,7 @@ class Resolver:
             "collection": question.collection,
             "revision": question.bound.revision,
             "package": answer.package.digest,
-            "counter": self._counter,
+            "counter": max(question.bound.position, question.seen),
             "nonce": nonce,
             "issued_at": rfc3339(question.now),
             "expires_at": rfc3339(question.now + self._assignment_lifetime),
@@ -230,6 +253,24 @@ def read_facts(body: bytes, country: bytes | None) -> dict[str, dict[str, Any]]:
     The decoder itself stops at about a thousand levels (`RecursionError`), and nothing here follows values deeper than two.
     """
     return facts_of(_decode(body), None if country is None else country.decode("ascii", "replace"))
+
+
+def _position(etag: bytes | None) -> int:
+    """Return the position that an ETag of ours names, 0 for any other."""
+    if etag is None or etag[_DASH] != b"-":
+        return 0
+    try:
+        return int(etag[_POSITION], 16)
+    except ValueError:
+        return 0
+
+
+def _counter(header: bytes | None) -> int:
+    """Return the counter that a device names, 0 for what cannot be one."""
+    if header is None or not header.isdigit() or len(header) > 16:
+        return 0
+    counter = int(header)
+    return counter if counter < _HIGHEST else 0
 
 
 def _nonce(nonce: bytes | None) -> str:

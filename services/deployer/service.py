@@ -242,7 +242,9 @@ class CollectionService:
                 note=note,
                 reverted_to=reverted_to,
             )
-            await store.add_revision(tx, account, made, models=rules.models)
+            now, active_at = await self._loader.start_of(tx)
+            asked_at = self._clock.monotonic()
+            await store.add_revision(tx, account, made, models=rules.models, now=now, active_at=active_at)
             await tx.emit(
                 events.COLLECTION_PUBLISHED,
                 key=f"{account}/{collection}",
@@ -250,6 +252,8 @@ class CollectionService:
                 value=events.collection_published(account, collection, made.revision, known.name, rules.models),
             )
         await self._loader.refresh_all([(account, collection)])
+        # Who published and then asks, here or elsewhere, gets what was published.
+        await self._clock.sleep((active_at - now).total_seconds() - (self._clock.monotonic() - asked_at))
         return Publication(made, findings)
 
     async def _await_targets(self, account: str, rules: Compiled) -> None:

@@ -18,5 +18,5 @@ class DeployerSettings(Settings):
     assignment_lifetime_s: int = Field(86_400, ge=60)
     ready_wait_s: float = Field(2.0, ge=0)
     last_seen_every_s: float = Field(3.0, gt=0)
-    look_every_s: float = Field(1.0, gt=0)
+    look_every_s: float = Field(0.2, gt=0)
     history_days: int = Field(30, ge=1)

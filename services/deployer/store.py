@@ -10,12 +10,12 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, delete, insert, select, tuple_, update
+from sqlalchemy import BigInteger, Row, case, delete, insert, literal, select, tuple_, update
 
 from kit.db import Reader, Transaction
 from services.deployer.binding import Catalogue, VersionEntry
 from services.deployer.compatibility import Package, package_of
-from services.deployer.domain import Collection, Draft, PackageFile, Published, Revision, files_of
+from services.deployer.domain import MARK_STEP, Collection, Draft, Mark, PackageFile, Published, Revision, files_of
 from services.deployer.tables import ALIASES, COLLECTION_MODELS, COLLECTIONS, PACKAGES, REVISIONS, VERSIONS
 
 #: Bound parameters per statement stay below what the databases take.
@@ -53,6 +53,7 @@ async def add_collection(
             revision=None,
             mark=0,
             touched_at=now,
+            active_at=now,
         )
     )
 
@@ -109,8 +110,17 @@ def _revision(row: Row[Any]) -> Revision:
     return Revision(row.collection, row.revision, row.document, row.digest, row.published_at, row.published_by, row.note, row.reverted_to)
 
 
-async def add_revision(tx: Transaction, account: str, revision: Revision, *, models: Iterable[str]) -> None:
-    """Insert a revision, make it the published one and note which models it serves."""
+def _next_mark(now: datetime) -> Any:
+    """Return what the mark becomes: the moment in microseconds, or a step above the last one when that is more."""
+    moment = literal(int(now.timestamp() * 1_000_000), BigInteger)
+    step = COLLECTIONS.c.mark + MARK_STEP
+    return case((step > moment, step), else_=moment)
+
+
+async def add_revision(
+    tx: Transaction, account: str, revision: Revision, *, models: Iterable[str], now: datetime, active_at: datetime
+) -> None:
+    """Insert a revision, make it the published one from `active_at` on, and note which models it serves. Both by the database's clock."""
     await tx.execute(
         insert(REVISIONS).values(
             account=account,
@@ -135,8 +145,9 @@ async def add_revision(tx: Transaction, account: str, revision: Revision, *, mod
         .values(
             revision=revision.revision,
             updated_at=revision.published_at,
-            mark=COLLECTIONS.c.mark + 1,
-            touched_at=revision.published_at,
+            mark=_next_mark(now),
+            touched_at=now,
+            active_at=active_at,
         )
     )
 
@@ -162,8 +173,9 @@ async def revisions_of(reader: Reader, account: str, collection: str, *, before:
 
 # --- what memory holds ----------------------------------------------------------------------------------------------------------------
 
+_HERE = COLLECTIONS.c
 _PUBLISHED = select(
-    COLLECTIONS.c.account, COLLECTIONS.c.id, COLLECTIONS.c.mark, REVISIONS.c.revision, REVISIONS.c.document, REVISIONS.c.digest
+    _HERE.account, _HERE.id, _HERE.mark, _HERE.touched_at, _HERE.active_at, REVISIONS.c.revision, REVISIONS.c.document, REVISIONS.c.digest
 ).join(
     REVISIONS,
     (REVISIONS.c.account == COLLECTIONS.c.account)
@@ -175,24 +187,30 @@ _PUBLISHED = select(
 async def published(reader: Reader, account: str, collection: str) -> Published | None:
     """Return the published revision of a collection with its mark, or None."""
     row = await reader.first(_PUBLISHED.where(COLLECTIONS.c.account == account, COLLECTIONS.c.id == collection))
-    return None if row is None else Published(row.account, row.id, row.mark, row.revision, row.document, row.digest)
+    return (
+        None
+        if row is None
+        else Published(Mark(row.account, row.id, row.mark, row.touched_at, row.active_at), row.revision, row.document, row.digest)
+    )
 
 
-async def marks(reader: Reader, *, since: datetime | None, after: tuple[str, str], limit: int) -> list[tuple[str, str, int]]:
-    """Return (account, collection, mark) of published collections, all or those touched since, in key order behind `after`.
+async def marks(reader: Reader, *, since: datetime | None, after: tuple[str, str], limit: int) -> list[Mark]:
+    """Return the marks of published collections, all or those touched since, in key order behind `after`.
 
     Of every account on purpose: this tells a process what to hold in memory.
     """
     key = tuple_(COLLECTIONS.c.account, COLLECTIONS.c.id)
-    statement = select(COLLECTIONS.c.account, COLLECTIONS.c.id, COLLECTIONS.c.mark).where(COLLECTIONS.c.revision.is_not(None), key > after)
+    statement = select(_HERE.account, _HERE.id, _HERE.mark, _HERE.touched_at, _HERE.active_at).where(
+        _HERE.revision.is_not(None), key > after
+    )
     if since is not None:
         statement = statement.where(COLLECTIONS.c.touched_at >= since)
     rows = await reader.all(statement.order_by(COLLECTIONS.c.account, COLLECTIONS.c.id).limit(limit))
-    return [(row.account, row.id, row.mark) for row in rows]
+    return [Mark(row.account, row.id, row.mark, row.touched_at, row.active_at) for row in rows]
 
 
-async def touch(tx: Transaction, account: str, models: Iterable[str], now: datetime) -> list[str]:
-    """Mark the collections that serve one of the models; returns their ids."""
+async def touch(tx: Transaction, account: str, models: Iterable[str], now: datetime, *, active_at: datetime) -> list[str]:
+    """Mark the collections that serve one of the models; returns their ids. `now` and `active_at` are by the database's clock."""
     here = COLLECTION_MODELS.c
     rows = await tx.all(select(here.collection).where(here.account == account, here.model_id.in_(list(models))).distinct())
     touched = [row.collection for row in rows]
@@ -200,7 +218,7 @@ async def touch(tx: Transaction, account: str, models: Iterable[str], now: datet
         await tx.execute(
             update(COLLECTIONS)
             .where(COLLECTIONS.c.account == account, COLLECTIONS.c.id.in_(chunk))
-            .values(mark=COLLECTIONS.c.mark + 1, touched_at=now)
+            .values(mark=_next_mark(now), touched_at=now, active_at=active_at)
         )
     return touched
 

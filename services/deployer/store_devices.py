@@ -191,12 +191,6 @@ async def forget(tx: Transaction, *, before: datetime) -> int:
 # --- reading --------------------------------------------------------------------------------------------------------------------------
 
 
-async def newest_decision_at(reader: Reader) -> datetime | None:
-    """Return when the newest decision of all was made."""
-    moment: Any = await reader.first(select(DECISIONS.c.decided_at).order_by(DECISIONS.c.decided_at.desc()).limit(1))
-    return None if moment is None else moment.decided_at
-
-
 async def decision_of(reader: Reader, account: str, decision_id: str) -> Decision | None:
     """Return one decision, or None."""
     row = await reader.first(select(DECISIONS).where(DECISIONS.c.account == account, DECISIONS.c.decision_id == decision_id))

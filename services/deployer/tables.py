@@ -41,7 +41,8 @@ ALIASES = Table(
     Column("alias", NAME, primary_key=True),
     Column("version", Integer, nullable=False),
 )
-#: `mark` rises and `touched_at` moves whenever an answer of the collection may change: processes that hold it in memory compare.
+#: `mark` rises and `touched_at` moves whenever an answer of the collection may change: processes that hold it in memory compare. The state
+#: that a mark stands for holds from `active_at` on, in all of them.
 COLLECTIONS = Table(
     "collections",
     metadata,
@@ -56,8 +57,9 @@ COLLECTIONS = Table(
     Column("draft_by", String(120), nullable=False),
     Column("draft_at", Timestamp, nullable=False),
     Column("revision", Integer, nullable=True),
-    Column("mark", Integer, nullable=False),
+    Column("mark", BigInteger, nullable=False),
     Column("touched_at", Timestamp, nullable=False),
+    Column("active_at", Timestamp, nullable=False),
     Index(None, "touched_at"),
 )
 #: Models that a collection's published rules serve: a change of one touches the collection.

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 from kit.clock import Clock
+from kit.db import DatabaseUnavailable
 from kit.db.lease import Lease, leased
 from kit.eventlog import EventLog
 from kit.metrics import Metrics
 from kit.workers import Periodic, Stop, Worker, consume
 from services.deployer import events
 from services.deployer.fleet import FleetService
+from services.deployer.freshness import Freshness
 from services.deployer.loader import CONSUMER, Loader
-from services.deployer.resolver import Resolver
 from services.deployer.snapshot import Snapshot
 
 DEVICES = "deployer-devices"
 _LINGER_S = 0.2
 _CLEAN_UP_S = 3600.0
+_PRESENCE_S = 60.0
 
 
 class SnapshotWorker(Worker):
-    """Loads the rules at the start, then looks for what other processes changed."""
+    """Loads the rules at the start, then looks all the time for what other processes changed."""
 
     name = "deployer-snapshot"
 
-    def __init__(self, loader: Loader, snapshot: Snapshot, resolver: Resolver, clock: Clock, every_s: float) -> None:
-        self._loader, self._snapshot, self._resolver, self._clock, self._every_s = loader, snapshot, resolver, clock, every_s
+    def __init__(self, freshness: Freshness, snapshot: Snapshot, clock: Clock, every_s: float) -> None:
+        self._freshness, self._snapshot, self._clock, self._every_s = freshness, snapshot, clock, every_s
 
     def problem(self) -> str | None:
         """Say that the rules are not loaded yet."""
@@ -34,12 +37,11 @@ class SnapshotWorker(Worker):
 
     async def run(self, stop: Stop) -> None:
         """Load, then look again and again. An error is a crash: what is in memory stays."""
-        newest = await self._loader.newest_decision_at()
-        if newest is not None:
-            self._resolver.count_from(int(newest.timestamp() * 1_000_000) + 1_000)
-        await self._loader.look()
+        await self._freshness.look()
         while await stop.sleep(self._clock, self._every_s):
-            await self._loader.look()
+            await self._freshness.look()
+        with contextlib.suppress(DatabaseUnavailable):  # then the name runs out by itself
+            await self._freshness.leave()
 
 
 class SightingsWorker(Periodic):
@@ -56,9 +58,8 @@ class SightingsWorker(Periodic):
 
 
 def beside_api(
-    loader: Loader,
+    freshness: Freshness,
     fleet: FleetService,
-    resolver: Resolver,
     snapshot: Snapshot,
     *,
     clock: Clock,
@@ -66,7 +67,11 @@ def beside_api(
     last_seen_every_s: float,
 ) -> Sequence[Worker]:
     """Return what runs in every process that answers devices."""
-    return (SnapshotWorker(loader, snapshot, resolver, clock, look_every_s), SightingsWorker(fleet, last_seen_every_s, clock))
+    return (
+        SnapshotWorker(freshness, snapshot, clock, look_every_s),
+        SightingsWorker(fleet, last_seen_every_s, clock),
+        Periodic("deployer-presence", _PRESENCE_S, freshness.be_present, clock=clock),
+    )
 
 
 def background(

@@ -102,13 +102,19 @@ class World:
         account: str = "acme",
         install_id: str | None = None,
         etag: str | None = None,
+        counter: str | None = None,
         country: str | None = None,
         nonce: str | None = NONCE,
     ) -> httpx2.Response:
         """A device's question."""
         install = install_id or (device["install_id"] if isinstance(device, dict) else "someone")
         sent = {PRINCIPAL_HEADER.decode(): self.ports.seal.seal(Principal(Kind.DEVICE, install, account)).decode()}
-        for name, value in (("if-none-match", etag), (COUNTRY_HEADER.decode(), country), ("latebind-nonce", nonce)):
+        for name, value in (
+            ("if-none-match", etag),
+            ("latebind-counter", counter),
+            (COUNTRY_HEADER.decode(), country),
+            ("latebind-nonce", nonce),
+        ):
             if value is not None:
                 sent[name] = value
         content = device if isinstance(device, bytes) else json.dumps(device).encode()
@@ -156,7 +162,7 @@ class World:
         """Let the consumers read everything that is in the log, and load what changed."""
         await self._drain("deployer-catalogue", events.CATALOGUE_TOPICS, self.service.apply)
         await self._drain("deployer-devices", events.DEVICE_TOPICS, self.fleet.keep)
-        await self.service.look()
+        await self.freshness.look()
         await relay_once(self.ports.database, self.ports.eventlog)
 
     async def _drain(self, group: str, topics: Any, handle: Callable[[Batch], Any]) -> None:
@@ -170,15 +176,15 @@ class World:
     @property
     def service(self) -> Any:
         """The loader, as the snapshot worker has it."""
-        return self.part.beside_api[0]._loader
+        return self.freshness._loader
+
+    @property
+    def freshness(self) -> Any:
+        return self.part.beside_api[0]._freshness
 
     @property
     def fleet(self) -> Any:
         return self.part.beside_api[1]._fleet
-
-    @property
-    def resolver(self) -> Any:
-        return self.part.beside_api[0]._resolver
 
     async def publish(self, rules: dict[str, Any], *, collection: str | None = None) -> str:
         """Make a collection (or take one) and publish the rules; returns its id."""
@@ -209,7 +215,7 @@ async def open_world(at: PortSettings | Path, clock: Clock, **settings: Any) -> 
             holder="test",
         )
         world = World(create_part(DeployerSettings(**settings), ports), ports, clock)
-        await world.service.look()
+        await world.freshness.look()
         yield world
 
 

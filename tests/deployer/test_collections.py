@@ -237,19 +237,6 @@ async def test_everything_by_running_workers(live_world: World, install_id: str)
         assert workers.problems() == []
 
 
-async def test_another_process_notices_a_publish(tmp_path: Path, install_id: str) -> None:
-    """Two processes on the same tables: what one publishes the other serves after its next look."""
-    async with open_world(tmp_path, SystemClock(), ready_wait_s=0) as one:
-        await one.ready(manifest("yolo", 1))
-        other = World(_second_part(one), one.ports, one.clock)
-        await other.service.look()
-        collection = await one.publish({"rules": [], "default": serve(1)})
-        assert (await other.resolve(collection, context(install_id))).status_code == 404
-        assert await other.service.look() == 1
-        assert (await other.resolve(collection, context(install_id))).status_code == 200
-        assert await other.service.look() == 0
-
-
 def _second_part(world: World):
     from services.deployer.app import create_part
     from services.deployer.settings import DeployerSettings

@@ -71,17 +71,23 @@ async def test_answer_is_the_package_with_a_signed_assignment(world: World, inst
     assert base64.b64decode(answer["assignment"]["payload"]) == signed
 
 
-async def test_counter_rises_though_the_clock_stands_still_or_goes_back(world: World, install_id: str) -> None:
+async def test_counter_rises_with_each_change_and_never_falls(world: World, install_id: str) -> None:
     collection, _, _ = await yolo(world)
     clock = world.clock
     assert isinstance(clock, FakeClock)
-    counters = []
-    for step in range(3):
-        if step == 2:
-            clock.set_now(datetime(2020, 1, 1, tzinfo=UTC))
+
+    async def counter() -> int:
         answer = (await world.resolve(collection, context(install_id))).json()
-        counters.append(json.loads(base64.b64decode(answer["assignment"]["payload"]))["counter"])
-    assert counters[0] < counters[1] < counters[2]
+        return int(json.loads(base64.b64decode(answer["assignment"]["payload"]))["counter"])
+
+    counters = [await counter(), await counter()]
+    await world.alias("yolo", "stable", 2)
+    counters.append(await counter())
+    clock.set_now(datetime(2020, 1, 1, tzinfo=UTC))
+    counters.append(await counter())
+    await world.ok("POST", f"/v1/collections/{collection}:revert", {"revision": 1})
+    counters.append(await counter())
+    assert counters[0] == counters[1] < counters[2] == counters[3] < counters[4]
 
 
 async def test_unchanged_device_gets_304_and_keeps_its_etag(world: World, install_id: str) -> None:

@@ -82,11 +82,16 @@ class DeviceApi:
         with self._lock:
             self._identity = self._identity_file.give(self._identity, trust)
 
-    def resolve(self, collection: str, context: Mapping[str, Any], *, nonce: str, etag: str | None) -> Answer:
-        """Ask what to run. Refusals that carry a decision come back in the answer; every other error is raised."""
+    def resolve(self, collection: str, context: Mapping[str, Any], *, nonce: str, etag: str | None, counter: int) -> Answer:
+        """Ask what to run; `counter` is that of the last accepted assignment, 0 for none.
+
+        Refusals that carry a decision come back in the answer; every other error is raised.
+        """
         headers = {"content-type": "application/json", "latebind-nonce": nonce}
         if etag is not None:
             headers["if-none-match"] = etag
+        if counter:
+            headers["latebind-counter"] = str(counter)  # a server that has not heard of it yet catches up before it answers
         response = self._call("POST", f"v1/device/collections/{collection}:resolve", headers=headers, body=json.dumps(context).encode())
         if response.status == 304:
             return Answer(304, response.headers.get("etag"), _parse_poll_header(response.headers.get("latebind-poll")), None, None)

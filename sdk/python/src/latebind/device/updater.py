@@ -222,7 +222,7 @@ class CollectionUpdater:
                 # Of every collection: the server counts the bytes that a device still has to fetch by the files it has.
                 installed=sorted(kept_packages(parts.states) | state.kept),
             )
-            answer = parts.api.resolve(self._collection, context, nonce=nonce, etag=etag)
+            answer = parts.api.resolve(self._collection, context, nonce=nonce, etag=etag, counter=state.counter)
         except LatebindError as error:
             self._voice.refused(error)
             raise

@@ -1,0 +1,128 @@
+"""Knows whether the snapshot is as new as the tables, and brings it there: all the time, and at once when a device has seen more.
+
+A state starts at a moment that lies `LEAD` after its transaction. A process that has looked less than `LEAD` ago has therefore heard of
+everything that can have started, and may answer; otherwise it looks first (docs/adr/0135). When nobody can be asked, nobody can have
+published either: then memory answers, except where it is known to be older than what the device or the log has seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from datetime import datetime, timedelta
+
+from structlog import get_logger
+
+from kit.clock import Clock
+from kit.db import DatabaseUnavailable
+from kit.db.lease import Lease
+from kit.single_flight import SingleFlight
+from services.deployer.domain import LEAD
+from services.deployer.errors import Outdated
+from services.deployer.loader import Loader
+from services.deployer.snapshot import Snapshot
+
+log = get_logger(__name__)
+
+#: How long a look proves that nothing else has started: `LEAD`, less the time that a commit may take.
+PROVES = LEAD - timedelta(seconds=0.15)
+#: A question to the database, and a device that waits for it, wait no longer than this.
+DEADLINE_S = 1.0
+
+
+class Freshness:
+    """The one who looks. `present` is this process's name among those that answer devices. For one event loop."""
+
+    def __init__(self, loader: Loader, snapshot: Snapshot, present: Lease, clock: Clock) -> None:
+        self._loader, self._snapshot, self._present, self._clock = loader, snapshot, present, clock
+        self._surveys: SingleFlight[str, list[tuple[str, str]]] = SingleFlight()
+        self._surveying = False
+        #: What is wrong with the database, None while it answers.
+        self.trouble: str | None = None
+
+    async def look(self) -> None:
+        """Look, and load what is new. Raises `DatabaseUnavailable` while nothing is loaded at all; afterwards that is only noted."""
+        if not self._snapshot.complete:
+            # First be known, then look: who publishes afterwards gives us time to hear of it.
+            await self._present.hold()
+            began = self._clock.now()
+            await self._loader.look()
+            self._proved(began)
+            return
+        with contextlib.suppress(DatabaseUnavailable):
+            await self._loader.load(await self._survey())
+
+    async def be_present(self) -> None:
+        """Renew this process's name among those that answer devices."""
+        await self._present.hold()
+
+    async def leave(self) -> None:
+        """Give the name back: nobody need wait for this process any more."""
+        await self._present.release()
+
+    async def require_database(self) -> None:
+        """Raise `DatabaseUnavailable` within a second when the tables cannot be used: people are told at once."""
+        if self.trouble is not None:
+            raise DatabaseUnavailable(self.trouble)
+        if self._clock.now() > self._snapshot.fresh_until:
+            await self._survey()
+
+    async def catch_up(self, account: str, collection: str, seen: int) -> None:
+        """Bring one collection to the position `seen`, or to the newest there is. Raises `Outdated` when that takes over a second."""
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                await self._survey()
+                if self._snapshot.awaits(account, collection):
+                    await self._loader.refresh(account, collection)
+                await self._wait_for_turn(account, collection, seen)
+        except (TimeoutError, DatabaseUnavailable) as error:
+            if self._is_behind(account, collection, seen):
+                raise Outdated("newer rules are known than this server has; ask again in a moment") from error
+
+    def _is_behind(self, account: str, collection: str, seen: int) -> bool:
+        live = self._snapshot.find(account, collection)
+        bound = None if live is None else live.at(self._clock.now())
+        return self._snapshot.awaits(account, collection) or (0 if bound is None else bound.position) < seen
+
+    async def _wait_for_turn(self, account: str, collection: str, seen: int) -> None:
+        """Another process's clock may be ahead of ours: it has switched already to what we switch to in a moment."""
+        live = self._snapshot.find(account, collection)
+        if live is None:
+            return
+        now = self._clock.now()
+        bound = live.at(now)
+        turn = live.next_turn(now)
+        if (bound is None or bound.position < seen) and turn is not None and turn - now <= timedelta(seconds=DEADLINE_S):
+            await self._clock.sleep((turn - now).total_seconds())
+
+    async def _survey(self) -> list[tuple[str, str]]:
+        """Return what a survey found that began after this call; many callers share one. Raises `DatabaseUnavailable`."""
+        if self._surveying:  # it may have read before what the caller has heard of
+            await self._surveys.get("", self._survey_once)
+        return await self._surveys.get("", self._survey_once)
+
+    async def _survey_once(self) -> list[tuple[str, str]]:
+        began = self._clock.now()
+        self._surveying = True
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                behind = await self._loader.survey()
+        except (TimeoutError, DatabaseUnavailable) as error:
+            self._failed(f"the database does not answer within {DEADLINE_S:.0f} s" if isinstance(error, TimeoutError) else error.detail)
+            raise DatabaseUnavailable("the database cannot be used now; try again") from error
+        finally:
+            self._surveying = False
+        self._proved(began)
+        return behind
+
+    def _proved(self, began: datetime) -> None:
+        if self.trouble is not None:
+            log.info("the database answers again; the rules are kept current")
+        self.trouble = None
+        self._snapshot.fresh_until = began + PROVES
+
+    def _failed(self, trouble: str) -> None:
+        if self.trouble is None:
+            log.warning("devices are answered from memory until the database answers again", trouble=trouble)
+        self.trouble = trouble
+        self._snapshot.degrade()
