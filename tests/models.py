@@ -254,12 +254,34 @@ class FlatWriter:
         return self.vector("I", [0] * count)
 
 
+def tflite_metadata(texts: Mapping[int, str]) -> bytes:
+    """ModelMetadata of metadata_schema.fbs with these texts by field number."""
+    flat = FlatWriter(b"M001")
+    fields: dict[int, tuple[str, object]] = dict.fromkeys(texts, ("offset", None))
+    table = flat.table(fields)
+    flat.point(0, table)
+    for index, text in texts.items():
+        flat.point(flat.place(table, index), flat.text(text))
+    return bytes(flat.data)
+
+
 def tflite_add(
-    size: int = 4, *, constant: float = 1.0, code: int = 0, custom: str = "", signature: Sequence[int] | None = None, loop: bool = False
+    size: int = 4,
+    *,
+    constant: float = 1.0,
+    code: int = 0,
+    custom: str = "",
+    signature: Sequence[int] | None = None,
+    loop: bool = False,
+    metadata: Mapping[int, str] | None = None,
 ) -> bytes:
-    """y = x + constant, float32 [1, size]. `code` and `custom` choose another operator, `signature` a dynamic shape, `loop` recursion."""
+    """y = x + constant, float32 [1, size]. `code` and `custom` choose another operator, `signature` a dynamic shape, `loop` recursion.
+
+    `metadata` are texts of TFLite's ModelMetadata by field: 0 name, 1 description, 2 version, 4 author, 5 license.
+    """
     flat = FlatWriter(b"TFL3")
-    model = flat.table({0: ("I", 3), 1: ("offset", None), 2: ("offset", None), 4: ("offset", None)})
+    described: dict[int, tuple[str, object]] = {6: ("offset", None)} if metadata else {}
+    model = flat.table({0: ("I", 3), 1: ("offset", None), 2: ("offset", None), 4: ("offset", None), **described})
     flat.point(0, model)
 
     codes = flat.tables(1)
@@ -269,12 +291,21 @@ def tflite_add(
     if custom:
         flat.point(flat.place(operator_code, 1), flat.text(custom))
 
-    buffers = flat.tables(2)
+    buffers = flat.tables(3 if metadata else 2)
     flat.point(flat.place(model, 4), buffers)
     flat.point(buffers + 4, flat.table({}))
     weights = flat.table({0: ("offset", None)})
     flat.point(buffers + 8, weights)
     flat.point(flat.place(weights, 0), flat.vector("B", struct.pack("<f", constant) * size, align=16))
+    if metadata:
+        held = flat.table({0: ("offset", None)})
+        flat.point(buffers + 12, held)
+        flat.point(flat.place(held, 0), flat.vector("B", tflite_metadata(metadata), align=16))
+        listed = flat.tables(1)
+        flat.point(flat.place(model, 6), listed)
+        entry = flat.table({0: ("offset", None), 1: ("I", 2)})
+        flat.point(listed + 4, entry)
+        flat.point(flat.place(entry, 0), flat.text("TFLITE_METADATA"))
 
     subgraphs = flat.tables(1)
     flat.point(flat.place(model, 2), subgraphs)

@@ -44,6 +44,18 @@ class DeclarationInvalid(LatebindError):
     default_code = "DECLARATION_INVALID"
 
 
+class ImportRefused(LatebindError):
+    """What is elsewhere cannot be taken over; the text says what to do instead."""
+
+    default_code = "IMPORT_REFUSED"
+
+
+class ImportFailed(LatebindError):
+    """What is elsewhere did not arrive, or not whole."""
+
+    default_code = "IMPORT_FAILED"
+
+
 @dataclass(frozen=True, slots=True)
 class LocalFile:
     """A file on this machine and its path in the package."""

@@ -10,7 +10,7 @@ from enum import IntEnum
 from typing import Any
 
 from latebind import errors
-from latebind._declaration import DeclarationInvalid
+from latebind._declaration import DeclarationInvalid, ImportFailed, ImportRefused
 from latebind.errors import LatebindError
 
 
@@ -97,6 +97,8 @@ _HINTS = {
 
 _BY_CLASS: tuple[tuple[type[LatebindError], ExitCode, str], ...] = (
     (DeclarationInvalid, ExitCode.USAGE, "latebind push --help shows how to write it; docs/cli.md has a latebind.yaml"),
+    (ImportRefused, ExitCode.REFUSED, "do as the message says, or push what you have: latebind push --help"),
+    (ImportFailed, ExitCode.UNAVAILABLE, "check address, revision and credentials, then repeat the command"),
     (errors.NoMatch, ExitCode.NO_PACKAGE, ""),
     (errors.NoCompatiblePackage, ExitCode.NO_PACKAGE, ""),
     (errors.Unauthorized, ExitCode.CREDENTIALS, "log in with a key that is valid: latebind login SERVER"),

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import latebind
-from latebind.cli import accounts, bundle, catalogue, collections, devices, export, jobs, login, models, push, run, simulate, stats
+from latebind.cli import accounts, bundle, catalogue, collections, devices, export, import_, jobs, login, models, push, run, simulate, stats
 from latebind.cli._errors import ExitCode, exit_code_of
 from latebind.cli._state import State
 from latebind.errors import LatebindError
@@ -44,6 +44,7 @@ for _command, _name in (
     (login.logout, "logout"),
     (login.whoami, "whoami"),
     (push.push, "push"),
+    (import_.import_model, "import"),
     (export.export, "export"),
     (bundle.bundle, "bundle"),
     (run.resolve, "resolve"),

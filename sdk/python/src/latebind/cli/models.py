@@ -44,7 +44,7 @@ def create(
 ) -> None:
     """Create a model. (`latebind push` does this by itself.)"""
     client, out = begin(ctx, as_json)
-    labels = dict(_pair(text) for text in label or [])
+    labels = dict(pair_of(text) for text in label or [])
     with client:
         made = client.models.create(model, description=description, labels=labels, contract_level=contract.value)
     out.emit(made, lambda: out.done(f"model {model} is there; next: latebind push FILE --model {model}"))
@@ -64,7 +64,7 @@ def set_model(
     if description is None and label is None and contract is None:
         raise CommandError("nothing is to be set", hint=f"latebind model set {model} --contract additive")
     client, out = begin(ctx, as_json)
-    labels = None if label is None else dict(_pair(text) for text in label)
+    labels = None if label is None else dict(pair_of(text) for text in label)
     level = None if contract is None else contract.value
     with client:
         changed = client.models.change(model, description=description, labels=labels, contract_level=level)
@@ -269,7 +269,8 @@ def alias_history(ctx: typer.Context, model: ModelId, name: str, limit: Limit = 
         out.items(islice(client.models.alias_history(model, name), limit), columns, "it was never moved")
 
 
-def _pair(text: str) -> tuple[str, str]:
+def pair_of(text: str) -> tuple[str, str]:
+    """KEY=VALUE as a pair."""
     name, separator, value = text.partition("=")
     if not separator or not name:
         raise CommandError(f"{text!r} is no label", hint="write KEY=VALUE")

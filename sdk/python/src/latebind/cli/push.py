@@ -89,10 +89,11 @@ def push(
         raise CommandError("an alias can only point at a version that is packaged", hint="leave --no-watch out, or set the alias later")
     client, out = begin(ctx, as_json)
     with client:
-        _push(client, out, with_file_params(given), watch=watch)
+        send(client, out, with_file_params(given), watch=watch)
 
 
-def _push(client: latebind.Client, out: Output, plan: Push, *, watch: bool) -> None:
+def send(client: latebind.Client, out: Output, plan: Push, *, watch: bool) -> None:
+    """Push a plan with a progress bar, wait until it is packaged, move its aliases, and show what came of it."""
     sizes = {path: path.stat().st_size for path in plan.sources}
     there: dict[Path, int] = {}
     with out.transfer(f"uploading {len(sizes)} file{'s' if len(sizes) > 1 else ''}", sum(sizes.values())) as progress:
