@@ -21,6 +21,7 @@ $(TOOLS)/bin/uv:
 setup: $(filter $(TOOLS)/%,$(UV)) ## Make .venv from uv.lock; gets uv when it is missing
 	@echo "installing what uv.lock names into .venv (the first time about 1.2 GB)"
 	@$(UV) sync --frozen
+	@$(RUN)/python -m deploy.sandbox
 
 .PHONY: demo
 demo: setup ## Package, bind, run, measure and re-bind real models on a simulated fleet; KEEP=1 leaves the server up

@@ -93,6 +93,10 @@ class Backoff:
         self.failures = 0
 
 
+class CannotStart(Exception):
+    """This machine or its settings do not let a worker do its job; the text is for the operator."""
+
+
 class Worker(ABC):
     """Runs until asked to stop: takes no more, finishes what it has, commits, closes, returns."""
 
@@ -100,12 +104,19 @@ class Worker(ABC):
     #: (group, topic) of the event log that it reads; its lag is measured.
     reads: tuple[tuple[str, str], ...] = ()
 
+    async def prepare(self) -> None:  # noqa: B027 - most have nothing to find out
+        """Find out, before anything of the process starts, whether this machine lets it work. Raises `CannotStart`."""
+
     @abstractmethod
     async def run(self, stop: Stop) -> None:
         """Work until `stop`. An exception is a crash: `running` starts it again. Returning early means there is nothing more to do."""
 
     def problem(self) -> str | None:
         """Say why it cannot do its job now; None when it can."""
+        return None
+
+    def fact(self) -> str | None:
+        """Say what operators should know of how it works here, for readiness; None: nothing."""
         return None
 
 
@@ -127,6 +138,10 @@ class Workers:
         for name, trouble in report.items():
             self._metrics.gauge("latebind_worker_healthy", 0 if trouble else 1, worker=name)
         return report
+
+    def facts(self) -> dict[str, str]:
+        """Return what to know of workers that say something about themselves."""
+        return {worker.name: fact for worker in self._workers if (fact := worker.fact()) is not None}
 
     def problems(self) -> list[str]:
         """Return one sentence per worker that cannot do its job."""

@@ -18,6 +18,7 @@ from kit.checks import Finding, State
 from kit.clock import SystemClock
 from kit.errors import Problem
 from kit.logs import configure_logging
+from kit.workers import CannotStart
 from services import replay
 from services.doctor import GATEWAY, examine, settings_faults
 from services.launch import SERVICES, AlreadyRunning, LaunchSettings, Started, migrate_all, run
@@ -99,7 +100,7 @@ def _main(arguments: list[str]) -> int:
     try:
         with asyncio.Runner(loop_factory=default_loop_factory()) as runner:
             runner.run(work)
-    except (AlreadyRunning, AddressInUse, ValueError) as error:
+    except (AlreadyRunning, AddressInUse, CannotStart, ValueError) as error:
         sys.stderr.write(f"latebindd cannot start: {error}\n")
         return 1
     return 0

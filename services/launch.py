@@ -111,7 +111,7 @@ def _create_part(service: str, ports: Ports) -> Part:
 async def run(settings: LaunchSettings, *, services: Sequence[str], with_gateway: bool, only: Only, on_started: OnStarted) -> None:
     """Serve until SIGTERM or SIGINT. `services` empty: the gateway alone, in front of the upstreams of its settings.
 
-    Raises `AlreadyRunning` or `AddressInUse` with a text for the operator.
+    Raises `AlreadyRunning`, `AddressInUse` or `CannotStart` with a text for the operator.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -145,6 +145,8 @@ async def launched(
         operator_key = await _prepare(settings, ports) if embedded else None  # elsewhere `latebindd migrate` has done it
         parts = {service: _traced(service, _create_part(service, one)) for service, one in ports.items()}
         working = _workers(parts, ports, only)
+        for worker in working:
+            await worker.prepare()
         workers = await stack.enter_async_context(running(working, clock=clock, metrics=metrics))
         await stack.enter_async_context(running([watch(ports, workers, working, metrics)], clock=clock, metrics=metrics))
         ready = readiness(ports, workers)

@@ -72,6 +72,8 @@ def readiness(ports: Mapping[str, Ports], workers: Workers) -> Readiness:
     async def ready() -> Mapping[str, str | None]:
         checks = dependencies(ports)
         answers = await asyncio.gather(*(trouble(check) for check in checks.values()))
-        return {**dict(zip(checks, answers, strict=True)), **{f"worker {name}": problem for name, problem in workers.health().items()}}
+        facts = {name: http.Fact(fact) for name, fact in workers.facts().items()}
+        working = {f"worker {name}": problem or facts.get(name) for name, problem in workers.health().items()}
+        return {**dict(zip(checks, answers, strict=True)), **working}
 
     return ready

@@ -10,8 +10,9 @@ from pathlib import Path
 from kit.ports import Part, Ports
 from kit.web import create_api
 from services.packager.environments import Environments
+from services.packager.isolation.cage import Level
 from services.packager.routes import router
-from services.packager.sandbox import Limits
+from services.packager.sandbox import SAFE, Limits
 from services.packager.service import PackagerService
 from services.packager.settings import PackagerSettings
 from services.packager.signing import open_signer
@@ -39,6 +40,7 @@ def create_part(settings: PackagerSettings, ports: Ports) -> Part:
         scratch=settings.scratch_dir or _own_scratch(),
         limits=limits,
         environments=Environments(settings.environments, settings.wheels_dir),
+        levels=[*SAFE, Level.UNSAFE] if settings.unsafe_without_sandbox else SAFE,
         at_once=settings.jobs_at_once,
         tool_version=version("latebind-server"),
     )

@@ -23,21 +23,27 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 
+_LOOK_S = 0.05
 _WATCHED = {signal.SIGTERM, signal.SIGCHLD}
 
 
 def main() -> None:
-    """Entry point: `guard <pid of the service> <the child's command as JSON>`."""
-    command = json.loads(sys.argv[2])
-    sys.exit(guard(lambda: os.execve(command[0], command, {}), int(sys.argv[1])))  # noqa: S606 - the command is the service's own
+    """Entry point: `guard <pid of the service> <the child's command, processes and threads it may have, descriptor it is given>`."""
+    command, most_threads, given = json.loads(sys.argv[2])
+    # Whatever else the service's libraries left open for programs that it starts.
+    last = 3 if given is None else given
+    os.closerange(3, last)
+    os.closerange(last + (given is not None), os.sysconf("SC_OPEN_MAX"))
+    sys.exit(guard(lambda: os.execve(command[0], command, {}), int(sys.argv[1]), most_threads))  # noqa: S606 - the command is the service's own
 
 
-def guard(work: Callable[[], int], parent: int) -> int:
+def guard(work: Callable[[], int], parent: int, most_threads: int) -> int:
     """Run `work` in a forked worker and return its exit status: what it returned, or 128 + signal.
 
     Args:
         work: called in the worker; its return value is the exit status.
         parent: process id of the service; when it is not our parent any more, everything ends.
+        most_threads: of the worker and all that it started. The kernel's own limit on processes does not hold root.
     """
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -52,6 +58,9 @@ def guard(work: Callable[[], int], parent: int) -> int:
         ended = _reap(worker)
         if ended is not None or _asked_to_stop():
             break
+        if _threads_below(worker) > most_threads:
+            os.write(2, b"too many processes and threads\n")
+            break
     if ended is None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker, signal.SIGKILL)
@@ -60,9 +69,9 @@ def guard(work: Callable[[], int], parent: int) -> int:
 
 
 def _asked_to_stop() -> bool:
-    """Wait for a signal, a second at most. Return whether it was the one that ends everything."""
+    """Wait for a signal, a moment at most. Return whether it was the one that ends everything."""
     if _LINUX:
-        arrived = signal.sigtimedwait(_WATCHED, 1.0)
+        arrived = signal.sigtimedwait(_WATCHED, _LOOK_S)
         return arrived is not None and arrived.si_signo == signal.SIGTERM
     time.sleep(0.02)
     return signal.SIGTERM in signal.sigpending()
@@ -102,6 +111,17 @@ def _kill_descendants() -> None:
         except ChildProcessError:
             return
         time.sleep(0.005)
+
+
+def _threads_below(pid: int) -> int:
+    """Count the threads of a process and of all its descendants; what just ended counts as none."""
+    total, rest = 0, [pid]
+    while rest:
+        task = Path(f"/proc/{(one := rest.pop())}")
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            total += int((task / "stat").read_text("latin-1").rpartition(")")[2].split()[17])
+            rest += [int(child) for child in (task / "task" / str(one) / "children").read_text().split()]
+    return total
 
 
 def _children(parent: int) -> list[int]:

@@ -95,7 +95,7 @@ def build_manifest(
     return Manifest(name, body, hashlib.sha256(body).hexdigest(), files, sum(file.size for file in files))
 
 
-def build_statement(identity: Identity, manifest: Manifest, tool_version: str) -> bytes:
+def build_statement(identity: Identity, manifest: Manifest, tool_version: str, sandbox: str) -> bytes:
     """Build the in-toto Statement v1 that is signed: subjects are the manifest and its files in order. docs/wire.md has the fields."""
     subjects = [("manifest.json", manifest.digest), *((file.path, file.sha256) for file in manifest.files)]
     return _json(
@@ -110,7 +110,7 @@ def build_statement(identity: Identity, manifest: Manifest, tool_version: str) -
                 "variant": manifest.variant,
                 "job_id": identity.job_id,
                 "tool": {"name": "latebind-packager", "version": tool_version},
-                "sandbox": "limits",
+                "sandbox": sandbox,
             },
         }
     )

@@ -94,7 +94,7 @@ class Packer:
         manifest = build_manifest(
             identity, declaration, one.variant, one.answer, golden_input=one.golden_input, golden_output=one.golden_output
         )
-        statement = build_statement(identity, manifest, self._tool_version)
+        statement = build_statement(identity, manifest, self._tool_version, self._sandbox.level)
         envelope = self._signer.sign(identity.account, STATEMENT_TYPE, statement)
         return Package(
             manifest.variant, manifest.digest, manifest.body, json.dumps(envelope, separators=(",", ":")).encode(), manifest.size

@@ -12,8 +12,9 @@ import fcntl
 import os
 import secrets
 import shutil
+import socket
 import stat
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,15 +22,21 @@ from typing import Any
 
 from structlog import get_logger
 
+from kit.workers import CannotStart
 from services.packager.answer import parse_answer
 from services.packager.converters import CONVERTERS, STEPS
 from services.packager.environments import EnvironmentFailed, Environments
 from services.packager.errors import ModelRejected, Reason
-from services.packager.isolation import cage
+from services.packager.isolation import cage, landlock
+from services.packager.isolation.cage import Level
 from services.packager.isolation.folders import clean_up, remove
 from services.packager.isolation.process import OnStep, talk
 
 _STEPS = frozenset({"reading", "checking", "loading", "running", "writing", "replaying"})
+
+#: The levels that are taken without being told to.
+SAFE = (Level.STRONG, Level.FALLBACK)
+_PROBE_S = 30.0
 
 #: Called with a line for people while a converter environment is made.
 Tell = Callable[[str], None]
@@ -58,49 +65,75 @@ class Limits:
         }
 
 
+class NoSandbox(CannotStart):
+    """This machine gives no sandbox that the settings accept."""
+
+    def __init__(self, faults: Mapping[Level, str | None]) -> None:
+        reasons = "; ".join(f"{level}: {fault}" for level, fault in faults.items())
+        super().__init__(
+            f"models cannot be examined safely on this machine ({reasons}). Install bubblewrap, or use Linux 6.2 or newer. "
+            "Only where every model is your own: set LATEBIND_PACKAGER_UNSAFE_WITHOUT_SANDBOX=true"
+        )
+
+
 class Workspace:
     """The folder of one job: `in/` holds what children read, `out/` what they wrote. Gone when the job is."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        #: A handle to the folder that the last child wrote into; -1 before the first.
+        self.out = -1
 
     def path(self, name: str) -> Path:
         """Return a place in `in/` for an input file that the caller writes; `name` is the caller's, never a client's."""
         return self.folder / "in" / name
 
     def take(self, name: str, target: str, max_bytes: int) -> Path:
-        """Move a file that a child wrote from `out/` to `in/`, where later children may read it, and return its path.
+        """Move a file that the last child wrote from `out/` to `in/`, where later children may read it, and return its path.
 
         Raises:
             ModelRejected: not there, not a regular file of its own, or larger than `max_bytes`.
         """
-        source = self.folder / "out" / name
+        shown = name[:80]
         try:
-            handle = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            # A name without folders, opened below a folder that is held: no link on the way can lead elsewhere.
+            handle = os.open(Path(name).name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self.out)
         except OSError as error:
             raise ModelRejected(
-                Reason.CHILD_ANSWER_INVALID, f"The process that examined the model did not leave its result ({name[:80]})."
+                Reason.CHILD_ANSWER_INVALID, f"The process that examined the model did not leave its result ({shown})."
             ) from error
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
             os.close(handle)
-            raise ModelRejected(Reason.CHILD_ANSWER_INVALID, f"A result of examining the model is not a plain file ({name[:80]}).")
+            raise ModelRejected(Reason.CHILD_ANSWER_INVALID, f"A result of examining the model is not a plain file ({shown}).")
         with os.fdopen(handle, "rb") as file:
             if status.st_size > max_bytes:
                 raise ModelRejected(
-                    Reason.CHILD_OUTPUT_TOO_LARGE, f"The result {name[:80]} has {status.st_size} bytes; at most {max_bytes} are kept."
+                    Reason.CHILD_OUTPUT_TOO_LARGE, f"The result {shown} has {status.st_size} bytes; at most {max_bytes} are kept."
                 )
             place = self.path(target)
             with place.open("xb") as copy:
                 shutil.copyfileobj(file, copy, 2**20)
         return place
 
+    def hold(self, out: int) -> None:
+        """Take over a handle to the folder that `take` looks into, and close the one before."""
+        self.close()
+        self.out = out
+
+    def close(self) -> None:
+        """Let go of the folder that the last child wrote into. Where it lay in memory only, it is gone then."""
+        if self.out >= 0:
+            os.close(self.out)
+        self.out = -1
+
 
 class Sandbox:
     """Starts children. Made by `open_sandbox`."""
 
-    def __init__(self, folder: Path, limits: Limits, environments: Environments) -> None:
+    def __init__(self, folder: Path, limits: Limits, environments: Environments, level: Level) -> None:
         self._folder = folder
+        self.level = level
         self._environments = environments
         self.limits = limits
 
@@ -110,9 +143,11 @@ class Sandbox:
         folder = self._folder / secrets.token_hex(8)
         for name in ("in", "out", "tmp"):
             (folder / name).mkdir(mode=0o700, parents=True)
+        workspace = Workspace(folder)
         try:
-            yield Workspace(folder)
+            yield workspace
         finally:
+            workspace.close()
             await asyncio.to_thread(remove, folder)
 
     async def run(self, workspace: Workspace, job: Mapping[str, Any], on_step: OnStep) -> bytes:
@@ -163,6 +198,26 @@ class Sandbox:
             raise ModelRejected(Reason.CHILD_ANSWER_INVALID, "The converter gave an answer that cannot be used.")
         return result
 
+    async def fault(self) -> str | None:
+        """Say why this machine does not give the sandbox's level; None: a child that tried to get out could not."""
+        if self.level is Level.UNSAFE:
+            return None
+        if self.level is Level.STRONG and cage.bubblewrap() is None:
+            return "bubblewrap (bwrap) is not installed"
+        if self.level is Level.FALLBACK and (abi := landlock.abi()) < landlock.LEAST_ABI:
+            return f"the kernel has Landlock {abi}; needed is {landlock.LEAST_ABI} (Linux 6.2)"
+        # In a namespace of its own the child may have the number that this process has in a container.
+        process = None if self.level is Level.STRONG and os.getpid() == 1 else os.getpid()
+        job = {"canary": str(self._folder / "lock"), "process": process}
+        try:
+            async with self.workspace() as workspace:
+                answer = parse_answer(await self._run(workspace, cage.probe(), job, (), lambda _step: None, seconds=_PROBE_S))
+                workspace.take("probe", "probe", 16)
+        except ModelRejected as rejected:
+            return f"a child does not start ({rejected.detail})"
+        reached = answer.get("reached")
+        return None if reached == [] else f"a child could reach {reached}"
+
     async def _run(
         self,
         workspace: Workspace,
@@ -174,30 +229,66 @@ class Sandbox:
         seconds: float | None = None,
     ) -> bytes:
         limits = self.limits if seconds is None else replace(self.limits, seconds=seconds)
-        return await talk(
-            cage.command(runtime, limits.for_child()),
-            workspace.folder,
-            job,
-            seconds=limits.seconds,
-            disk_bytes=limits.disk_bytes,
-            steps=steps,
-            on_step=on_step,
-        )
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        strong = self.level is Level.STRONG
+        try:
+            return await talk(
+                cage.command(self.level, runtime, workspace.folder, limits.for_child(), theirs.fileno() if strong else None),
+                workspace.folder,
+                job,
+                seconds=limits.seconds,
+                disk_bytes=limits.disk_bytes,
+                processes=limits.processes,
+                steps=steps,
+                on_step=on_step,
+                handover=theirs if strong else None,
+            )
+        finally:
+            theirs.close()
+            with ours:
+                workspace.hold(
+                    _received(ours) if strong else os.open(workspace.folder / "out", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                )
 
 
 @asynccontextmanager
-async def open_sandbox(scratch: Path, limits: Limits, environments: Environments) -> AsyncIterator[Sandbox]:
-    """Open a sandbox below `scratch`. Folders that a killed process left there are removed, those of living ones are not touched."""
+async def open_sandbox(scratch: Path, limits: Limits, environments: Environments, levels: Sequence[Level] = SAFE) -> AsyncIterator[Sandbox]:
+    """Open a sandbox below `scratch`, at the first of `levels` that holds on this machine: each is tried for real.
+
+    Folders that a killed process left below `scratch` are removed, those of living ones are not touched.
+
+    Raises:
+        NoSandbox: none of the levels holds.
+    """
     await asyncio.to_thread(clean_up, scratch)
     folder = scratch / f"{os.getpid()}-{secrets.token_hex(4)}"
     folder.mkdir(mode=0o700, parents=True)
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield Sandbox(folder, limits, environments)
+        faults = {}
+        for level in levels:
+            sandbox = Sandbox(folder, limits, environments, level)
+            faults[level] = fault = await sandbox.fault()
+            if fault is None:
+                break
+            log.info("a sandbox level is not to be had here", level=level, reason=fault)
+        else:
+            raise NoSandbox(faults)
+        yield sandbox
     finally:
         await asyncio.to_thread(remove, folder)
         os.close(lock)
+
+
+def _received(channel: socket.socket) -> int:
+    """Return the handle that a child sent before it read anything; -1 when it never came so far."""
+    try:
+        _, handles, _, _ = socket.recv_fds(channel, 16, 1)
+    except OSError:
+        return -1
+    return handles[0] if handles else -1
 
 
 def _lay_out(workspace: Workspace, graph: str, data: Mapping[str, str]) -> None:

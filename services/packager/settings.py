@@ -23,6 +23,7 @@ class PackagerSettings(Settings):
     scratch_dir: Path | None = None
     environments_dir: Path | None = None
     wheels_dir: Path | None = None
+    unsafe_without_sandbox: bool = False
     signer_url: str = ""
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from structlog import get_logger
@@ -18,6 +19,7 @@ from services.packager import events
 from services.packager.domain import Claim, Note, Package
 from services.packager.environments import Environments
 from services.packager.errors import ModelRejected
+from services.packager.isolation.cage import Level
 from services.packager.manifest import Identity
 from services.packager.packing import Packer
 from services.packager.sandbox import Limits, open_sandbox
@@ -84,18 +86,30 @@ class JobRunner(Worker):
         scratch: Path,
         limits: Limits,
         environments: Environments,
+        levels: Sequence[Level],
         at_once: int,
         tool_version: str,
     ) -> None:
         metrics.register(*PACKAGER_METRICS)
         self._service, self._blobs, self._signer, self._clock, self._metrics = service, blobs, signer, clock, metrics
         self._holder, self._scratch, self._limits, self._at_once, self._tool_version = holder, scratch, limits, at_once, tool_version
-        self._environments = environments
+        self._environments, self._levels = environments, levels
+        self._level: Level | None = None
+
+    async def prepare(self) -> None:
+        """Find a sandbox that holds on this machine. Raises `NoSandbox`."""
+        async with open_sandbox(self._scratch, self._limits, self._environments, self._levels) as sandbox:
+            self._level = sandbox.level
+
+    def fact(self) -> str | None:
+        """Say how strong the sandbox is, once that is known."""
+        return None if self._level is None else f"sandbox: {self._level}"
 
     async def run(self, stop: Stop) -> None:
         """Claim and run jobs until the stop; those that do not end soon after it go back to the queue."""
         await self._service.take_over(self._holder)
-        async with open_sandbox(self._scratch, self._limits, self._environments) as sandbox:
+        async with open_sandbox(self._scratch, self._limits, self._environments, self._levels) as sandbox:
+            self._level = sandbox.level
             packer = Packer(self._blobs, self._signer, sandbox, self._tool_version)
             running: set[asyncio.Task[None]] = set()
             try:

@@ -48,7 +48,7 @@ def built(declaration: dict[str, Any]) -> dict[str, Any]:
     manifest = build_manifest(WHO, parsed, parsed.variants[0], answer(), golden_input=golden[0], golden_output=golden[1])
     assert manifest.digest == hashlib.sha256(manifest.body).hexdigest()
     whole: dict[str, Any] = json.loads(manifest.body)
-    statement = json.loads(build_statement(WHO, manifest, "1.0"))
+    statement = json.loads(build_statement(WHO, manifest, "1.0", "strong"))
     assert [one["name"] for one in statement["subject"]] == ["manifest.json", *(one["path"] for one in whole["files"])]
     assert manifest.size == sum(one["size"] for one in whole["files"])
     return whole

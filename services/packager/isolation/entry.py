@@ -1,7 +1,8 @@
 """The first code of a child: takes rights away from itself, then reads one job from stdin and answers it with one line of JSON.
 
-Started as `main(module)` with the settings as JSON in argv[1]: `limits` for itself, `handover`, the socket that the folder `out` is
-handed to the service through (where only this process sees it). Nothing that reads a model is imported before the rights are gone.
+Started as `main(module)` with the settings as JSON in argv[1]: `limits` for itself; `handover`, the socket that the folder `out` is
+handed to the service through (where only this process sees it); `read`, the files that Landlock leaves it besides `out` and `tmp`;
+`filter`, whether system calls are filtered. Nothing that reads a model is imported before the rights are gone.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NoReturn
 
+from services.packager.isolation import landlock, seccomp
 from services.packager.isolation.limits import limit_self
 
 #: Environment that keeps numeric libraries from starting a thread per core.
@@ -44,6 +46,12 @@ def serve(load: Callable[[], Answer]) -> NoReturn:
     settings = json.loads(sys.argv[1])
     _hand_over(settings["handover"])
     limit_self(settings["limits"])
+    if settings["filter"]:
+        landlock.drop_capabilities()
+    if settings["read"] is not None:
+        landlock.restrict(settings["read"], ["out", "tmp"])
+    if settings["filter"]:
+        seccomp.install()
     os.environ.update(_ENVIRONMENT)
     # What libraries print must not mix with the answer.
     answer_to = os.dup(1)

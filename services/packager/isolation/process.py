@@ -40,6 +40,7 @@ async def talk(
     *,
     seconds: float,
     disk_bytes: int,
+    processes: int,
     steps: Collection[str],
     on_step: OnStep,
     handover: socket.socket | None = None,
@@ -52,6 +53,7 @@ async def talk(
         job: anything that JSON can say.
         seconds: wall-clock time that it may take.
         disk_bytes: what it may write below `folder`.
+        processes: how many processes and threads it may have.
         steps: names that are passed on to `on_step` when the child says them.
         on_step: called with each of them.
         handover: a socket that the child inherits under the same number.
@@ -59,10 +61,11 @@ async def talk(
     Raises:
         ModelRejected: it was killed, ran out of time, memory or disk, or answered too much.
     """
+    given = None if handover is None else handover.fileno()
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-I", "-S", "-B", "-c", _GUARD, str(os.getpid()), json.dumps(list(command)),
+        sys.executable, "-I", "-S", "-B", "-c", _GUARD, str(os.getpid()), json.dumps([list(command), processes, given]),
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        cwd=folder, env={}, start_new_session=True, pass_fds=[] if handover is None else [handover.fileno()],
+        cwd=folder, env={}, start_new_session=True, pass_fds=[] if given is None else [given],
     )  # fmt: skip
     task = asyncio.ensure_future(_talk(process, json.dumps(job).encode(), steps, on_step))
     watch = asyncio.ensure_future(_watch(folder, used(folder) + disk_bytes))
