@@ -18,7 +18,7 @@ from typing import Any
 from services.packager.answer import found_to_json, tensor_from_json
 from services.packager.domain import Found, Tensor, check_tensors
 from services.packager.errors import ModelRejected, Reason
-from services.packager.formats import onnx, tflite
+from services.packager.formats import archive, onnx, tflite
 
 GOLDEN_INPUT = Path("out/input.npz")
 GOLDEN_OUTPUT = Path("out/output.npz")
@@ -32,6 +32,8 @@ _SHOWN = 600
 def answer(job: Mapping[str, Any]) -> dict[str, Any]:
     """Do one job and return the answer, a refusal included."""
     try:
+        if job["task"] == "unpack":
+            return _unpack(job)
         return _replay(job) if job["task"] == "replay" else _inspect(job)
     except ModelRejected as rejected:
         return {"ok": False, "code": rejected.reason, "detail": _clean(rejected.detail)}
@@ -97,6 +99,13 @@ def _replay(job: Mapping[str, Any]) -> dict[str, Any]:
             "Give random operators a seed, or make the noise an input.",
         )
     return {"ok": True}
+
+
+def _unpack(job: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"task": "unpack", "archive": "in/0", "caps": {…}}`: leaves `out/0`, `out/1`, …, and says which path each had."""
+    step("reading")
+    files = archive.unpack(Path(job["archive"]), Path("out"), archive.Caps(**job["caps"]))
+    return {"ok": True, "files": [{"path": one.path, "size": one.size} for one in files]}
 
 
 def step(name: str) -> None:

@@ -1,0 +1,184 @@
+"""Unpacks an uploaded .zip, .tar or .tar.gz in a loop of its own: regular files only, under generated names, with caps on everything.
+
+Runs in a child. A member's name is never a path here: it is checked, and answered beside the name (`0`, `1`, …) that its bytes got. Sizes
+that an archive claims decide nothing; bytes are counted as they come out. Links, devices, encrypted or sparse members, and two members in
+one place, refuse the whole archive: a SavedModel has none of them.
+Formats: APPNOTE.TXT 6.3 (ZIP), POSIX.1-2017 pax and GNU tar headers, RFC 1952.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NoReturn
+
+from services.packager.domain import is_plain_name
+from services.packager.errors import ModelRejected, Reason
+
+_CHUNK = 256 * 1024
+_MAX_DEPTH = 8
+_MAX_PATH = 300
+#: What operating systems leave in archives.
+_LITTER = frozenset({"__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini"})
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """`total_bytes` may come out of one archive, `ratio` times what went in (beyond the first MiB), in `members` members, files or not."""
+
+    members: int = 1_000
+    total_bytes: int = 2 * 2**30
+    ratio: int = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Unpacked:
+    """A file: its path in the archive, the name that its bytes have in the folder, its size."""
+
+    path: str
+    name: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One member of an archive: its raw name, what it is (`file`, `folder`, or a word for what is refused), and its bytes."""
+
+    name: str
+    kind: str
+    pieces: Callable[[], Iterator[bytes]]
+
+
+class Meter:
+    """Counts what came out of an archive, whether it is kept or not."""
+
+    def __init__(self, caps: Caps, packed_bytes: int) -> None:
+        self._most = min(caps.total_bytes, max(2**20, caps.ratio * packed_bytes))
+        self.out = 0
+
+    def count(self, size: int) -> None:
+        """Count bytes before they are written. Raises `ModelRejected`."""
+        self.out += size
+        if self.out > self._most:
+            too_large(f"more than {self._most} bytes come out of it")
+
+    @property
+    def left(self) -> int:
+        """Bytes that may still come out, and one more: by that one it is noticed."""
+        return self._most - self.out + 1
+
+
+def is_archive(head: bytes) -> bool:
+    """Whether a file that starts with `head` (512 bytes) is an archive of a kind that is unpacked here."""
+    return head[:4] in {b"PK\x03\x04", b"PK\x05\x06"} or head[:2] == b"\x1f\x8b" or head[257:262] == b"ustar"
+
+
+def unpack(archive: Path, folder: Path, caps: Caps) -> list[Unpacked]:
+    """Write the files of an archive into an empty folder, as `0`, `1`, …, and say which is which, in the order of the archive.
+
+    Raises:
+        ModelRejected: ARCHIVE_INVALID, ARCHIVE_REFUSED (a member that is not taken), ARCHIVE_TOO_LARGE.
+    """
+    from services.packager.formats import archive_tar, archive_zip  # noqa: PLC0415 - they use this module
+
+    unpacked: list[Unpacked] = []
+    places: dict[str, bool] = {}
+    meter = Meter(caps, archive.stat().st_size)
+    with archive.open("rb") as file:
+        members = archive_zip.members(file, caps, meter) if file.read(2) == b"PK" else archive_tar.members(file, meter)
+        for number, member in enumerate(members):
+            if number >= caps.members:
+                too_large(f"it has more than {caps.members} members")
+            path = _path(member)
+            if path is None or member.kind == "folder":
+                continue
+            _take_place(places, path)
+            name = str(len(unpacked))
+            with (folder / name).open("xb") as out:
+                size = _write(out, member.pieces(), meter)
+            unpacked.append(Unpacked(path, name, size))
+    if not unpacked:
+        invalid("there is no file in it")
+    return unpacked
+
+
+def read_at(file: BinaryIO, place: int, size: int) -> bytes:
+    """Read exactly so many bytes. Raises `ModelRejected` (ARCHIVE_INVALID)."""
+    if place < 0:
+        invalid("a place in it is before its start")
+    file.seek(place)
+    data = file.read(size)
+    if len(data) != size:
+        invalid("it ends too early")
+    return data
+
+
+def invalid(why: str) -> NoReturn:
+    """Refuse an archive that makes no sense."""
+    raise ModelRejected(
+        Reason.ARCHIVE_INVALID, f"The archive cannot be read: {why}. Pack it again (zip, tar or tar.gz), and upload it whole."
+    )
+
+
+def too_large(why: str) -> NoReturn:
+    """Refuse an archive that is more than may come out."""
+    raise ModelRejected(
+        Reason.ARCHIVE_TOO_LARGE, f"The archive is too large: {why}. Upload the files by themselves (latebind push FOLDER)."
+    )
+
+
+def refused(what: str) -> NoReturn:
+    """Refuse an archive for one of its members."""
+    raise ModelRejected(
+        Reason.ARCHIVE_REFUSED, f"The archive holds {what}. Only plain files below plain folders are taken; pack it without."
+    )
+
+
+def shown(name: str) -> str:
+    """A name as people may see it."""
+    return '"' + "".join(char if char.isprintable() else "?" for char in name[:100]) + '"'
+
+
+def _path(member: Member) -> str | None:
+    """The checked path of a member; None for what is left out: litter, and the folder that everything is packed in."""
+    parts = member.name.removesuffix("/").split("/")
+    while parts and parts[0] == ".":
+        parts = parts[1:]
+    if any(part in _LITTER or part.startswith("._") for part in parts):
+        return None
+    if member.kind not in {"file", "folder"}:
+        refused(f"{member.kind}, {shown(member.name)}")
+    if not parts:
+        return None
+    path = "/".join(parts)
+    if len(parts) > _MAX_DEPTH or len(path) > _MAX_PATH or not all(is_plain_name(part) for part in parts):
+        refused(f"the name {shown(member.name)}")
+    return path
+
+
+def _take_place(places: dict[str, bool], path: str) -> None:
+    """Note a file's place; no other file, and no folder of another, may have it, on any file system."""
+    parts = path.casefold().split("/")
+    folders = ["/".join(parts[:end]) for end in range(1, len(parts))]
+    if "/".join(parts) in places or any(places.get(folder) for folder in folders):
+        refused(f"two members in the place of {shown(path)}")
+    places.update(dict.fromkeys(folders, False))
+    places["/".join(parts)] = True
+
+
+def _write(out: BinaryIO, pieces: Iterator[bytes], meter: Meter) -> int:
+    size = 0
+    for piece in pieces:
+        meter.count(len(piece))
+        out.write(piece)
+        size += len(piece)
+    return size
+
+
+def plain_pieces(file: BinaryIO, place: int, size: int) -> Iterator[bytes]:
+    """Bytes that are stored as they are."""
+    while size:
+        piece = read_at(file, place, min(size, _CHUNK))
+        place, size = place + len(piece), size - len(piece)
+        yield piece
