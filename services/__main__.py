@@ -19,9 +19,9 @@ from kit.clock import SystemClock
 from kit.errors import Problem
 from kit.logs import configure_logging
 from kit.workers import CannotStart
-from services import replay
+from services import backup, replay
 from services.doctor import GATEWAY, examine, settings_faults
-from services.launch import SERVICES, AlreadyRunning, LaunchSettings, Started, migrate_all, run
+from services.launch import SERVICES, AlreadyRunning, LaunchSettings, Started, create_part, migrate_all, run
 from services.prefetch import ENVIRONMENTS, prefetch
 from services.serving import AddressInUse, default_loop_factory
 
@@ -35,6 +35,7 @@ _EPILOG = """examples:
   latebindd migrate [service ...]         bring the stores to the newest revision; makes the operator key
   latebindd prefetch [environment ...]    make the packager's converter environments before the first job needs them
   latebindd telemetry replay [--dry-run]  list dead letters of telemetry, or try them again (--help says more)
+  latebindd backup FOLDER                 databases and event log of a cluster at one moment (docs/backup.md); also: restore
   latebindd doctor [--json] [part ...]    hold this configuration against its servers; says what is wrong
 
 Settings come from LATEBIND_... in the environment or a .env file; docs/settings.md lists them. Arguments win."""
@@ -68,7 +69,11 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run `latebindd`. Exit codes: 0 stopped as asked, 1 cannot start or faults found (the reason is said), 2 wrong arguments."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    return replay.main(arguments[2:]) if arguments[:2] == ["telemetry", "replay"] else _main(arguments)
+    if arguments[:2] == ["telemetry", "replay"]:
+        return replay.main(arguments[2:])
+    if arguments[:1] in (["backup"], ["restore"]):
+        return backup.main(arguments[0], arguments[1:], SERVICES, create_part, lambda: migrate_all(LaunchSettings(), SERVICES))
+    return _main(arguments)
 
 
 def _main(arguments: list[str]) -> int:

@@ -94,7 +94,7 @@ class Started:
 OnStarted = Callable[[Started], None]
 
 
-def _create_part(service: str, ports: Ports) -> Part:
+def create_part(service: str, ports: Ports) -> Part:
     """Build one service from its own settings (environment)."""
     match service:
         case "registry":
@@ -143,7 +143,7 @@ async def launched(
         sockets = [inherited_socket() or bind(settings.host, settings.port), bind(settings.internal_host, settings.internal_port)]
         ports = await stack.enter_async_context(open_ports(settings, services, clock=clock, metrics=metrics))
         operator_key = await _prepare(settings, ports) if embedded else None  # elsewhere `latebindd migrate` has done it
-        parts = {service: _traced(service, _create_part(service, one)) for service, one in ports.items()}
+        parts = {service: _traced(service, create_part(service, one)) for service, one in ports.items()}
         working = _workers(parts, ports, only)
         for worker in working:
             await worker.prepare()

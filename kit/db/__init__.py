@@ -12,6 +12,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -30,6 +31,9 @@ from kit.ids import new_id
 from kit.tracing import record_headers
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+_COPY_INSTEAD = "an embedded installation is backed up by copying its data folder: docs/operating.md"
 
 
 class DatabaseUnavailable(Unavailable):
@@ -127,6 +131,8 @@ class Transaction(Reader):
 class Dialect:
     """What an adapter does at the start of transactions and around migrations. This one, SQLite's, does nothing."""
 
+    schema = ""
+
     async def connect(self, stack: AsyncExitStack, engine: AsyncEngine) -> AsyncConnection:
         """Lend a connection until `stack` ends. Raises what driver and system raise."""
         return await stack.enter_async_context(engine.connect())
@@ -153,6 +159,18 @@ class Dialect:
     def before_migration(self) -> Executable | None:
         """Return the statement that keeps other processes from migrating until the transaction ends."""
         return None
+
+    def name_snapshot(self) -> Executable:
+        """Return the statement that names what its transaction sees, for `dump`."""
+        raise ValueError(_COPY_INSTEAD)
+
+    async def dump(self, snapshot: str, dialects: Sequence[Dialect], file: Path, programs: Path | None) -> None:
+        """Write a snapshot of the databases of these dialects into a file. Raises `DatabaseUnavailable`."""
+        raise ValueError(_COPY_INSTEAD)
+
+    async def load(self, dialects: Sequence[Dialect], file: Path, programs: Path | None) -> None:
+        """Load such a file into databases without tables. Raises `DatabaseUnavailable`, and then has changed nothing."""
+        raise ValueError(_COPY_INSTEAD)
 
     async def examine(self, database: Database) -> Findings:
         """Look for what could be wrong with the database, in words (`latebindd doctor`). Raises `DatabaseUnavailable`."""

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -21,7 +22,7 @@ from sqlalchemy.pool import NullPool
 from kit.checks import Findings
 from kit.clock import Clock
 from kit.context import account_scope
-from kit.db import Database, DatabaseUnavailable, Dialect, postgres_checks
+from kit.db import Database, DatabaseUnavailable, Dialect, postgres_backup, postgres_checks
 from kit.db.lending import Lender
 from kit.url_options import read_options
 
@@ -54,6 +55,7 @@ class PostgresDialect(Dialect):
         self._connections = connections
         self._address = address
         self._connect_args = connect_args
+        self._tls = str(connect_args["ssl"])
         # The lock's number must be equal in every process and differ between schemas.
         self._number = zlib.crc32(schema.encode()) & 0x7FFFFFFF
 
@@ -88,6 +90,19 @@ class PostgresDialect(Dialect):
             raise DatabaseUnavailable("the database cannot be reached now, or does not let us make a schema") from error
         finally:
             await engine.dispose()
+
+    def name_snapshot(self) -> Executable:
+        """Export what a transaction sees; the name is good while that transaction lasts."""
+        return text("SELECT pg_export_snapshot()")
+
+    async def dump(self, snapshot: str, dialects: Sequence[Dialect], file: Path, programs: Path | None) -> None:
+        """Run `pg_dump`. Raises `ValueError` without one, `DatabaseUnavailable` when it fails."""
+        schemas = [one.schema for one in dialects]
+        await postgres_backup.dump(self._address, self._tls, snapshot=snapshot, schemas=schemas, file=file, programs=programs)
+
+    async def load(self, dialects: Sequence[Dialect], file: Path, programs: Path | None) -> None:
+        """Run `pg_restore`. Raises `ValueError` without one, `DatabaseUnavailable` when it fails, and then has changed nothing."""
+        await postgres_backup.load(self._address, self._tls, file=file, programs=programs)
 
     async def examine(self, database: Database) -> Findings:
         """Look at server, role, rights and fences; see `kit.db.postgres_checks`."""
