@@ -30,7 +30,7 @@ from services.telemetry.writer import decoded
 GOALS = {"T1": "telemetry rows/s: batches → decode → chDB, against a prebuilt Arrow table → chDB"}
 
 SAMPLES = 100
-#: One range of the writer, at most (its default).
+#: A range of the writer as it is when one partition of four has them.
 BATCHES = 2000
 BLOCKS = 3
 KINDS = 50

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from kit.eventlog.kafka import KafkaOptions
 
 _DEADLINE_S = 10.0
-#: Nothing came for so long although there is something: the library's consumer is stuck, and is replaced (aio-libs/aiokafka#1154).
+#: When nothing came for so long it is asked whether the library's consumer is stuck; then it is replaced (aio-libs/aiokafka#1154).
 _STALLED_S = 30.0
 _MOVED = (CommitFailedError, IllegalGenerationError, IllegalStateError, RebalanceInProgressError, UnknownMemberIdError)
 
@@ -156,18 +156,23 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
             self._progress_at = now
         elif now - self._progress_at > _STALLED_S:
             self._progress_at = now
-            if await self._is_behind():
-                log.warning("a consumer stood still with records before it and is replaced", group=self._group)
+            if await self._is_stuck():
+                log.warning("a consumer stood still and is replaced", group=self._group)
                 await self._replace()
 
-    async def _is_behind(self) -> bool:
-        with contextlib.suppress(KafkaError, TimeoutError, OSError):
+    async def _is_stuck(self) -> bool:
+        """Whether there is something to read, or the brokers cannot say: after an outage the library may never find back."""
+        try:
             async with asyncio.timeout(_DEADLINE_S):
                 consumer = self._running()
                 newest = await consumer.end_offsets(list(consumer.assignment()))
                 for partition, end in newest.items():
                     if await consumer.position(partition) < end:
                         return True
+        except IllegalStateError:
+            return False  # a rebalance goes on
+        except (KafkaError, TimeoutError, OSError):
+            return True
         return False
 
     async def _replace(self) -> None:

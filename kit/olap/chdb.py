@@ -30,7 +30,7 @@ from kit.lockfile import held
 from kit.logs import get_logger
 from kit.olap import Coded, Columns, StatementFailed
 from kit.olap.migrate import examine_schema
-from kit.olap.values import PASSING, WRAPPED, insertable, rendered
+from kit.olap.values import PASSING, WRAPPED, Queue, insertable, rendered
 from kit.pages import release_clean_pages
 from kit.url_options import read_options
 
@@ -61,6 +61,7 @@ class _Handle:
     def __init__(self, name: str, connect: Callable[[], Any]) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"chdb-{name}")
         self._connect = connect
+        self._queue = Queue(1)
         self._connection: Any = None
 
     @property
@@ -68,7 +69,8 @@ class _Handle:
         return self._connection is not None
 
     async def run(self, work: Callable[[Any], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._do, work)
+        with self._queue:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._do, work)
 
     def _do(self, work: Callable[[Any], T]) -> T:
         try:

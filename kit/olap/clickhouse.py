@@ -22,14 +22,21 @@ from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 from zoneinfo import ZoneInfo
 
-from clickhouse_driver import Client, errors
+from clickhouse_driver import Client, defines, errors
+from clickhouse_driver.block import BlockInfo, ColumnOrientedBlock
+from clickhouse_driver.columns.service import write_column
+from clickhouse_driver.protocol import ClientPacketTypes
+from clickhouse_driver.streams.native import BlockOutputStream
+from clickhouse_driver.varint import write_varint
+from clickhouse_driver.writer import write_binary_str, write_binary_uint8
 
 from kit.checks import Findings, clocks, fault, ok
 from kit.errors import Unavailable
 from kit.logs import get_logger
 from kit.olap import Coded, Columns, StatementFailed
 from kit.olap.migrate import examine_schema
-from kit.olap.values import NAME, PASSING, WRAPPED, insertable, quoted, rendered
+from kit.olap.native import encoded
+from kit.olap.values import NAME, PASSING, WRAPPED, Queue, insertable, quoted, rendered
 from kit.url_options import read_options
 
 _PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*):([A-Za-z0-9(), ']+)\}")
@@ -48,8 +55,6 @@ _EXAMINE_S = 5.0
 _OLDEST = (18, 16)
 #: Codes of wrong credentials, old servers' and new ones'.
 _REFUSED = frozenset({192, 193, 194, 516})
-#: One block per insert, up to this many rows.
-_BLOCK_ROWS = 1 << 22
 
 log = get_logger(__name__)
 T = TypeVar("T")
@@ -67,6 +72,44 @@ class Options:
     secure: bool = False
 
 
+class _Blocks(BlockOutputStream):  # type: ignore[misc]
+    """Writes columns that are bytes already as they are; the others as the driver does."""
+
+    def write_columns(self, names_and_kinds: Sequence[tuple[str, str]], columns: Sequence[Any], rows: int) -> None:
+        """Write one block."""
+        revision = self.context.server_info.used_revision
+        if revision >= defines.DBMS_MIN_REVISION_WITH_BLOCK_INFO:
+            BlockInfo().write(self.fout)
+        write_varint(len(columns), self.fout)
+        write_varint(rows, self.fout)
+        for (name, kind), column in zip(names_and_kinds, columns, strict=True):
+            write_binary_str(name, self.fout)
+            write_binary_str(kind, self.fout)
+            if revision >= defines.DBMS_MIN_REVISION_WITH_CUSTOM_SERIALIZATION:
+                write_binary_uint8(0, self.fout)
+            if (ready := encoded(column, kind)) is not None:
+                self.fout.write(ready)
+            else:
+                write_column(self.context, name, kind, _values(column, kind), self.fout)
+        self.finalize()
+
+
+class _Connection(Client):  # type: ignore[misc]
+    """The driver's client, for inserts of whole columns: one block each, so that a batch is there whole or not at all."""
+
+    def send_data(self, sample_block: Any, data: Sequence[Any], types_check: bool = False, columnar: bool = False) -> int:
+        """Send the columns of an insert (called by the driver after the server has named their types)."""
+        connection, rows = self.connection, len(data[0])
+        write_varint(ClientPacketTypes.DATA, connection.fout)
+        if connection.server_info.used_revision >= defines.DBMS_MIN_REVISION_WITH_TEMPORARY_TABLES:
+            write_binary_str("", connection.fout)
+        _Blocks(connection.fout, connection.context).write_columns(sample_block.columns_with_types, data, rows)
+        self.receive_profile_events()
+        connection.send_data(ColumnOrientedBlock())  # an empty block ends the data
+        self.receive_profile_events()
+        return rows
+
+
 class ClickHouseStore:
     """See `kit.olap.ColumnStore`. Made by `open_clickhouse`; connects at the first statement, and makes its database then."""
 
@@ -74,9 +117,9 @@ class ClickHouseStore:
         self._address, self._database, self._options = address, database, options
         self._threads = ThreadPoolExecutor(options.connections, thread_name_prefix="clickhouse")
         self._pinging = ThreadPoolExecutor(1, thread_name_prefix="clickhouse-ping")
+        self._queue = Queue(options.connections)
         self._idle: LifoQueue[Client] = LifoQueue()
         self._database_made = False
-        self._kinds: dict[str, dict[str, str]] = {}
 
     async def insert(self, table: str, columns: Columns, *, token: str) -> None:
         """Insert one batch; see `kit.olap.ColumnStore`. Raises `ValueError` for names or tokens that cannot be ones."""
@@ -151,7 +194,8 @@ class ClickHouseStore:
                 self._idle.get_nowait().disconnect()
 
     async def _run(self, work: Callable[[Client], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._do, work)
+        with self._queue:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._do, work)
 
     def _do(self, work: Callable[[Client], T]) -> T:
         client: Client | None = None
@@ -181,25 +225,11 @@ class ClickHouseStore:
 
     def _connect(self, database: str, **timeouts: float) -> Client:
         own = {"connect_timeout": self._options.connect_s, "send_receive_timeout": self._options.answer_s}
-        settings = {"max_execution_time": _QUERY_SECONDS, "insert_block_size": _BLOCK_ROWS}
-        return Client(**self._address, database=database, secure=self._options.secure, settings=settings, **(own | timeouts))
+        settings = {"max_execution_time": _QUERY_SECONDS}
+        return _Connection(**self._address, database=database, secure=self._options.secure, settings=settings, **(own | timeouts))
 
     def _insert(self, client: Client, table: str, columns: Columns) -> None:
-        kinds = self._kinds.get(table)
-        if kinds is None:
-            found = client.execute(
-                with_parameters(
-                    "SELECT name, type FROM system.columns WHERE database = currentDatabase() AND table = {table:String}", {"table": table}
-                )
-            )
-            kinds = dict(found)
-            if kinds:
-                self._kinds[table] = kinds
-        if unknown := columns.keys() - kinds.keys():
-            self._kinds.pop(table, None)
-            raise StatementFailed(16, f"no table {table} with the columns {', '.join(sorted(unknown))}")
-        values = [_values(column, kinds[name]) for name, column in columns.items()]
-        client.execute(f"INSERT INTO {table} ({', '.join(columns)}) VALUES", values, columnar=True)
+        client.execute(f"INSERT INTO {table} ({', '.join(columns)}) VALUES", list(columns.values()), columnar=True)
 
 
 def with_parameters(sql: str, params: Mapping[str, Any]) -> str:

@@ -2,10 +2,12 @@
 
 A file is applied whole, statement by statement; the engines have no transactions for DDL, so after a crash it is applied again from
 its first statement: write statements that bear that (`CREATE TABLE IF NOT EXISTS`). There is no way back; write another file.
+Several processes may do it at once: who loses a race looks again whether the other one has applied the file.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
@@ -19,6 +21,8 @@ from kit.olap import ColumnStore, StatementFailed
 _FILE = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
 _TABLE = "schema_migrations"
 _UNKNOWN_TABLE = 60
+_ATTEMPTS = 5
+_PAUSE_S = 0.2
 # Quoted text, comments, or the end of a statement: a semicolon inside the first two ends nothing.
 _TOKENS = re.compile(r"'(?:[^'\\]|\\.)*'|`[^`]*`|--[^\n]*|/\*.*?\*/|;", re.DOTALL)
 
@@ -99,19 +103,31 @@ def _is_applied(migration: Migration, applied: Mapping[int, str]) -> bool:
 
 
 async def migrate(store: ColumnStore, folder: Path) -> list[str]:
-    """Apply what has not been applied yet and return the names of those files.
+    """Apply what has not been applied yet and return the names of the files that this call has applied.
 
-    Run it in one process at a time. Raises `MigrationChanged`, or what the store raises.
+    Raises `MigrationChanged`, or what the store raises.
     """
-    migrations = read_migrations(folder)
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return await _migrate(store, read_migrations(folder))
+        except StatementFailed as failed:
+            # Old servers do not take turns: of two that make a table one may fail, although it says IF NOT EXISTS.
+            if attempt == _ATTEMPTS:
+                raise
+            log.info("a migration of the column store failed, perhaps because another process does it; looking again", error=str(failed))
+            await asyncio.sleep(_PAUSE_S * attempt)
+    raise AssertionError("unreachable")
+
+
+async def _migrate(store: ColumnStore, migrations: Sequence[Migration]) -> list[str]:
     await store.execute(
         f"CREATE TABLE IF NOT EXISTS {_TABLE} (number UInt32, name String, sha256 String, applied_at DateTime DEFAULT now())"
         " ENGINE = ReplacingMergeTree ORDER BY number"
     )
-    applied = await _applied(store)
     done = []
     for migration in migrations:
-        if _is_applied(migration, applied):
+        # Read anew for each file: another process may be a file ahead.
+        if _is_applied(migration, await _applied(store)):
             continue
         for statement in migration.statements:
             await store.execute(statement)

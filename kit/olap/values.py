@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from datetime import UTC, date, datetime
 
+from kit.errors import Unavailable
 from kit.olap import Columns, row_count
 
+#: So many statements may wait for a thread of an adapter; more are refused at once.
+MAX_WAITING = 64
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 _TOKEN = re.compile(r"[A-Za-z0-9_.:/-]{1,200}")
 WRAPPED = re.compile(r"(?:Nullable|LowCardinality)\((.*)\)")
@@ -16,6 +19,23 @@ PASSING = frozenset({74, 75, 76, 159, 202, 203, 209, 210, 241, 236, 243, 252, 39
 _ESCAPES = str.maketrans(
     {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\0": "\\0", "\b": "\\b", "\f": "\\f", "'": "\\'"}  # as ClickHouse's TSV
 )
+
+
+class Queue:
+    """Counts the statements that wait or run, so that a store that is away does not gather them without end."""
+
+    def __init__(self, running: int) -> None:
+        self._room = running + MAX_WAITING
+
+    def __enter__(self) -> None:
+        """Take a place. Raises `Unavailable` when there is none."""
+        if self._room <= 0:
+            raise Unavailable("the column store has too much to do; try again")
+        self._room -= 1
+
+    def __exit__(self, *_error: object) -> None:
+        """Give the place back."""
+        self._room += 1
 
 
 def insertable(table: str, columns: Columns, token: str) -> bool:

@@ -9,6 +9,7 @@ from services.telemetry.columnstore import Tables
 from services.telemetry.device import OPERATION, DeviceApp
 from services.telemetry.queries import Analytics
 from services.telemetry.replay import Replay
+from services.telemetry.rollup import rollup
 from services.telemetry.routes import router
 from services.telemetry.service import Telemetry
 from services.telemetry.settings import TelemetrySettings
@@ -19,7 +20,9 @@ from services.telemetry.writer import Writer, WriterOptions
 def create_part(settings: TelemetrySettings, ports: Ports) -> Part:
     """Return telemetry: batches are taken in by `device.py`, analytics are served by FastAPI."""
     tables = Tables(ports.olap)
-    telemetry = Telemetry(eventlog=ports.eventlog, database=ports.database, analytics=Analytics(tables, ports.clock), clock=ports.clock)
+    telemetry = Telemetry(
+        eventlog=ports.eventlog, database=ports.database, analytics=Analytics(tables, ports.database, ports.clock), clock=ports.clock
+    )
     api = create_api("Latebind telemetry", [router], seal=ports.seal, database=ports.database, raw=[OPERATION])
     api.state.telemetry = telemetry
     device = DeviceApp(telemetry, ports.seal)
@@ -31,7 +34,11 @@ def create_part(settings: TelemetrySettings, ports: Ports) -> Part:
             await api(scope, receive, send)
 
     writer = _writer(settings, ports, tables)
-    return Part(app=app, background=[writer, retention(ports.lease, tables, ports.clock, days=settings.retention_days)])
+    periodic = [
+        rollup(ports.lease, ports.database, tables, ports.clock),
+        retention(ports.lease, ports.database, tables, ports.clock, days=settings.retention_days),
+    ]
+    return Part(app=app, background=[writer, *periodic])
 
 
 def create_replay(settings: TelemetrySettings, ports: Ports) -> Replay:

@@ -12,8 +12,10 @@ from kit.olap.migrate import migrate
 from kit.tracing import span
 
 SCHEMA = Path(__file__).parent / "schema"
-#: Every table; each is partitioned by the month of `day`.
+#: Every table that rows come into; each is partitioned by the month of `day`.
 TABLES = ("samples", "failures", "activity")
+#: What is made of samples, partitioned by build (`rollup.py`).
+ROLLED = ("rolled_samples", "rolled_installs")
 
 
 class Tables:
@@ -55,6 +57,17 @@ class Tables:
             raise ValueError(f"no month of ours: {table} {month}")
         await self._make()
         await self._olap.execute(f"ALTER TABLE {table} DROP PARTITION {month}")
+
+    async def execute(self, sql: str) -> None:
+        """Run a statement without a result; its text is ours."""
+        await self._make()
+        await self._olap.execute(sql)
+
+    async def drop_build(self, build: int) -> None:
+        """Delete a build of the roll-ups."""
+        await self._make()
+        for table in ROLLED:
+            await self._olap.execute(f"ALTER TABLE {table} DROP PARTITION {int(build)}")
 
     async def _make(self) -> None:
         if self._made:

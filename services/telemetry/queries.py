@@ -1,17 +1,21 @@
 """The read side of the column store: what runs where, how often and how fast.
 
 Every statement is fixed text with bound parameters and names the account. Rows count once: FINAL leaves out repeated batches, and
-distinct installs are counted, never rows. Statements keep to what ClickHouse 18.16 and chDB 26 both understand.
+distinct installs are counted, never rows. Days that are rolled up (`rollup.py`) are read from there: counts and installs stay exact,
+percentiles stay within the bucket of the sketch. Statements keep to what ClickHouse 18.16 and chDB 26 both understand.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
 from kit.clock import Clock
+from kit.db import Database
+from services.telemetry import store_rollups
 from services.telemetry.columnstore import Tables
 from services.telemetry.selection import (
     DAY_INTERVALS,
@@ -27,11 +31,14 @@ Key = dict[str, str | int | None]
 
 _PHASE_NAMES = {number: name for name, number in PHASES.items()}
 _FAILURE_NAMES = {number: name for name, number in FAILURE_PHASES.items()}
+_COUNTS = "sum(times) AS runs, uniqExactIf(install, is_install = 1) AS installs"
 #: What `latency` gives for each group. Exact, so that small fleets see their own numbers; weights are the counts of sketch buckets.
 _LATENCY = (
-    "sum(weight) AS runs, uniqExact(install) AS installs, sum(toFloat64(value_us) * weight) / sum(weight) AS mean_us,"
-    " max(value_us) AS max_us, quantilesExactWeighted(0.5, 0.9, 0.95, 0.99)(value_us, weight) AS quantiles_us"
+    f"{_COUNTS}, sum(total) / sum(times) AS mean_us, max(most) AS max_us,"
+    " quantilesExactWeightedIf(0.5, 0.9, 0.95, 0.99)(value, times, times > 0) AS quantiles_us"
 )
+#: So often a question is put again because a roll-up was replaced under it; then the samples answer.
+_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +66,9 @@ class Comparison(Rows):
 class Analytics:
     """Answers about one account; a `Selection` says which, and when."""
 
-    def __init__(self, tables: Tables, clock: Clock) -> None:
+    def __init__(self, tables: Tables, database: Database, clock: Clock) -> None:
         self._tables = tables
+        self._database = database
         self._clock = clock
 
     async def active_installs(self, selection: Selection, *, interval: str = "day") -> Rows:
@@ -83,13 +91,13 @@ class Analytics:
     async def inferences(self, selection: Selection, *, interval: str | None = None) -> Inferences:
         """Return the number of runs (first and steady), largest group first, or over time with an interval."""
         start = f"{interval_of(interval, INTERVALS)} AS start, " if interval else ""
-        where, params = selection.rows()
         by = selection.dimensions + ("start" if interval else "")
-        rows = await self._select(
-            f"{start}{selection.dimensions}sum(weight) AS runs, uniqExact(install) AS installs FROM samples FINAL"
-            f" WHERE {where} AND phase IN (2, 3){_group(by)} ORDER BY {'start, ' if interval else ''}runs DESC",
-            params,
+        rows = await self._over_samples(
+            f"{start}{selection.dimensions}{_COUNTS}",
+            f"{_group(by)} ORDER BY {'start, ' if interval else ''}runs DESC",
             selection,
+            condition=" AND phase IN (2, 3)",
+            hourly=interval == "hour",
         )
         items = [
             {**({"start": row["start"]} if interval else {}), **selection.key(row), "inferences": row["runs"], "installs": row["installs"]}
@@ -100,13 +108,12 @@ class Analytics:
 
     async def latency(self, selection: Selection, *, phases: Sequence[str] = ()) -> Rows:
         """Return count, mean and percentiles in milliseconds, per group and phase, largest first."""
-        where, params = selection.rows()
-        params["phases"] = codes(phases, PHASES, "phase")
-        rows = await self._select(
-            f"{selection.dimensions}phase, {_LATENCY} FROM samples FINAL WHERE {where} AND has({{phases:Array(UInt8)}}, phase)"
+        rows = await self._over_samples(
+            f"{selection.dimensions}phase, {_LATENCY}",
             f" GROUP BY {selection.dimensions}phase ORDER BY runs DESC",
-            params,
             selection,
+            condition=" AND has({phases:Array(UInt8)}, phase)",
+            params={"phases": codes(phases, PHASES, "phase")},
         )
         items = [{**selection.key(row), "phase": _PHASE_NAMES[row["phase"]], **_figures(row)} for row in rows.items]
         return Rows(items, rows.truncated)
@@ -191,12 +198,9 @@ class Analytics:
             tuple(name for name in selection.group_by if name not in {"model", "version"}),
             selection.limit,
         )
-        where, params = both.rows()
-        rows = await self._select(
-            f"{both.dimensions}version, phase, {_LATENCY} FROM samples FINAL WHERE {where}"
-            f" GROUP BY {both.dimensions}version, phase ORDER BY runs DESC",
-            params,
-            Selection(both.account, both.since, both.until, both.where, both.group_by, min(2 * both.limit, 10_000)),
+        by_version = Selection(both.account, both.since, both.until, both.where, (*both.group_by, "version"), min(2 * both.limit, 10_000))
+        rows = await self._over_samples(
+            f"{by_version.dimensions}phase, {_LATENCY}", f" GROUP BY {by_version.dimensions}phase ORDER BY runs DESC", by_version
         )
         pairs: dict[tuple[Any, ...], dict[int, Mapping[str, Any]]] = {}
         for row in rows.items:
@@ -229,6 +233,33 @@ class Analytics:
         sql = f"SELECT sum(count) AS dropped FROM failures FINAL WHERE {where} AND phase = 0"  # noqa: S608 - fixed pieces, bound values
         rows = await self._tables.query(sql, params)
         return int(rows[0]["dropped"] or 0)
+
+    async def _over_samples(
+        self,
+        columns: str,
+        tail: str,
+        selection: Selection,
+        *,
+        condition: str = "",
+        params: Mapping[str, Any] = MappingProxyType({}),
+        hourly: bool = False,
+    ) -> Rows:
+        """Run a question about samples, over roll-ups where there are some and the hour of a sample does not matter."""
+        for left in reversed(range(_TRIES)):
+            builds = await self._builds(selection) if left and not hourly else {}
+            source, own = selection.samples(builds, condition)
+            rows = await self._select(f"{columns} FROM {source}{tail}", {**own, **params}, selection)
+            # A roll-up that was replaced meanwhile may have been deleted under the question.
+            if not builds or store_rollups.same(builds, await self._builds(selection)):
+                break
+        return rows
+
+    async def _builds(self, selection: Selection) -> dict[date, int]:
+        first, last = selection.whole_days()
+        if first > last:
+            return {}
+        async with self._database.read() as reader:
+            return await store_rollups.builds_of(reader, first, last)
 
     async def _select(self, text: str, params: dict[str, Any], selection: Selection) -> Rows:
         """Run `SELECT …` with one row more than the limit, which tells whether there are more. Ties come in the order of the groups."""

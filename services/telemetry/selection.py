@@ -5,9 +5,9 @@ Pure. Names of columns come from a closed list, values only as parameters; every
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 from services.telemetry.errors import QueryInvalid
@@ -25,7 +25,7 @@ MAX_ROWS = 10_000
 MAX_FILTER_VALUES = 100
 #: Two copies of one batch can lie this far apart when the device's clock was not believed (decode.py: 30 days, or one in the future).
 #: Both are read, so that one of them is left out.
-_COPIES = timedelta(days=31)
+COPIES = timedelta(days=31)
 _EARLIEST = datetime(1970, 2, 2, tzinfo=UTC)
 _LATEST = datetime(2105, 1, 1, tzinfo=UTC)
 
@@ -73,8 +73,8 @@ class Selection:
         """
         sql, params = self._filters()
         params |= {
-            "first_day": (self.since - _COPIES).date(),
-            "last_day": (self.until + _COPIES).date(),
+            "first_day": (self.since - COPIES).date(),
+            "last_day": (self.until + COPIES).date(),
             "since": self.since.replace(microsecond=0),
             "until": _second(self.until),
         }
@@ -82,6 +82,51 @@ class Selection:
             "account = {account:String} AND day >= {first_day:Date} AND day <= {last_day:Date}"
             f" AND at >= {{since:DateTime('UTC')}} AND at < {{until:DateTime('UTC')}}{sql}"
         ), params
+
+    def whole_days(self) -> tuple[date, date]:
+        """Return the first and the last day (UTC) that lie in the time asked for from beginning to end; first > last: there is none."""
+        first, last = self.since.astimezone(UTC), self.until.astimezone(UTC)
+        begins_within = first.time() != time.min
+        return first.date() + timedelta(days=begins_within), last.date() - timedelta(days=1)
+
+    def samples(self, builds: Mapping[date, int], condition: str) -> tuple[str, dict[str, Any]]:
+        """Return a table expression of the samples, and its parameters: days of `builds` (whole days of ours) from their roll-ups.
+
+        Its columns: the grouping, `at`, `phase`, `value` (µs), how often (`times`), `total` and `most` (µs), and `install` where
+        `is_install` is 1. `condition` narrows both; an exact time within a rolled-up day is not known, only the day.
+        """
+        sql, params = self._filters()
+        last = self.until - timedelta(microseconds=1)
+        open_days = [day for day in _days(self.since.date(), last.date()) if day not in builds] if builds else []
+        parts = []
+        if open_days or not builds:
+            where, params = self.rows()
+            if builds:
+                params |= {
+                    "rolled_days": list(builds),
+                    "first_day": max(params["first_day"], open_days[0] - COPIES),
+                    "last_day": min(params["last_day"], open_days[-1] + COPIES),
+                }
+                where += " AND NOT has({rolled_days:Array(Date)}, toDate(at))"
+            parts.append(
+                f"SELECT {self.dimensions}at, phase, install, value_us AS value, toUInt64(weight) AS times,"  # noqa: S608 - fixed pieces
+                f" toFloat64(value_us) * weight AS total, value_us AS most, toUInt8(1) AS is_install FROM samples FINAL"
+                f" WHERE {where}{condition}"
+            )
+        if builds:
+            params |= {"builds": list(builds.values()), "lowest": min(builds.values()), "highest": max(builds.values())}
+            where = (
+                "account = {account:String} AND build >= {lowest:UInt32} AND build <= {highest:UInt32}"
+                f" AND has({{builds:Array(UInt32)}}, build){sql}{condition}"
+            )
+            head = f"SELECT {self.dimensions}toDateTime(day, 'UTC') AS at, phase"
+            parts += [
+                f"{head}, toUInt64(0) AS install, value_us AS value, weight AS times, sum_us AS total, max_us AS most,"
+                f" toUInt8(0) AS is_install FROM rolled_samples WHERE {where}",
+                f"{head}, install, toFloat32(0) AS value, toUInt64(0) AS times, toFloat64(0) AS total, toFloat32(0) AS most,"
+                f" toUInt8(1) AS is_install FROM rolled_installs WHERE {where}",
+            ]
+        return f"({' UNION ALL '.join(parts)})", params
 
     def days(self) -> tuple[str, dict[str, Any]]:
         """Return the condition on the table of days, and its parameters. Days count when they overlap the time asked for."""
@@ -107,6 +152,12 @@ class Selection:
     def key(self, row: Mapping[str, Any]) -> dict[str, str | int | None]:
         """Return the dimensions of a row; what nobody knows (empty, 0) is None."""
         return {name: row[name] or None for name in self.group_by}
+
+
+def _days(first: date, last: date) -> Iterator[date]:
+    while first <= last:
+        yield first
+        first += timedelta(days=1)
 
 
 def codes(names: Sequence[str], known: Mapping[str, int], parameter: str) -> list[int]:

@@ -1,8 +1,8 @@
-"""The SQL tables of telemetry: which range of the log a writer is inserting, and who may say so."""
+"""The SQL tables of telemetry: which range of the log a writer is inserting, who may say so, and which days are rolled up."""
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, Integer, String, Table
+from sqlalchemy import BigInteger, Boolean, Column, Date, Integer, String, Table
 
 from kit.db.system import new_metadata
 from kit.db.types import Timestamp
@@ -29,4 +29,18 @@ INGEST_OWNERS = Table(
     Column("topic", String(80), primary_key=True),
     Column("partition", Integer, primary_key=True, autoincrement=False),
     Column("epoch", BigInteger, nullable=False),
+)
+
+#: One row per day (UTC) of which there are rows. `changes` rises when rows were added after a roll-up had begun; `begun` is the newest
+#: build that was begun, `build` the one that answers, while `built_changes` equals `changes`; it has `built_rows` rows.
+ROLLUP_DAYS = Table(
+    "rollup_days",
+    metadata,
+    Column("day", Date, primary_key=True),
+    Column("changes", BigInteger, nullable=False),
+    Column("changed_at", Timestamp, nullable=False),
+    Column("begun", BigInteger),
+    Column("build", BigInteger),
+    Column("built_changes", BigInteger),
+    Column("built_rows", BigInteger),
 )

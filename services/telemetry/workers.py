@@ -5,9 +5,11 @@ from __future__ import annotations
 from datetime import date, timedelta
 
 from kit.clock import Clock
+from kit.db import Database
 from kit.db.lease import Lease, leased
 from kit.logs import get_logger
 from kit.workers import Worker
+from services.telemetry import store_rollups
 from services.telemetry.columnstore import TABLES, Tables
 
 _EVERY_S = 6 * 3600.0
@@ -28,7 +30,7 @@ async def drop_old_months(tables: Tables, today: date, days: int) -> int:
     return dropped
 
 
-def retention(lease: Lease, tables: Tables, clock: Clock, *, days: int) -> Worker:
+def retention(lease: Lease, database: Database, tables: Tables, clock: Clock, *, days: int) -> Worker:
     """Return the worker that deletes old months, in one process at a time."""
     first = True
 
@@ -37,6 +39,10 @@ def retention(lease: Lease, tables: Tables, clock: Clock, *, days: int) -> Worke
         skip, first = first and not tables.in_use, False
         if skip:
             return  # a start should not pay for an engine that nobody needs yet
-        await drop_old_months(tables, clock.now().date(), days)
+        today = clock.now().date()
+        # Roll-ups first: what answers for a day is never more than what is there of it.
+        async with database.begin() as tx:
+            await store_rollups.forget_days(tx, (today - timedelta(days=days)).replace(day=1))
+        await drop_old_months(tables, today, days)
 
     return leased(lease, "telemetry-retention", _EVERY_S, delete, clock=clock)

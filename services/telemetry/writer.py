@@ -10,10 +10,12 @@ replace rows of the same identity (schema/). It decides nothing about the conten
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+
+import numpy as np
 
 from kit.clock import Clock
 from kit.db import Database
@@ -22,7 +24,7 @@ from kit.logs import get_logger
 from kit.metrics import Metric, Metrics
 from kit.tracing import handling
 from kit.workers import UNHEALTHY_AFTER, Backoff, Stop, Worker
-from services.telemetry import events, store
+from services.telemetry import events, store, store_rollups
 from services.telemetry.columnstore import TABLES, Tables
 from services.telemetry.decode import Chunk, Reject, decode
 from services.telemetry.domain import Patience, Plan, TooManyRejects, cut
@@ -34,6 +36,8 @@ METRICS = (
     Metric("latebind_telemetry_lag_seconds", "gauge", "Age of the oldest batch of the last insert when it was written.", ()),
 )
 _IDLE_S = 5.0
+#: So soon after its stores are back the writer goes on.
+_LONGEST_PAUSE_S = 5.0
 
 log = get_logger(__name__)
 
@@ -43,8 +47,8 @@ class WriterOptions:
     """Limits of one insert and of patience; see `settings.py`."""
 
     linger_s: float = 1.0
-    max_records: int = 2000
-    max_bytes: int = 4 << 20
+    max_records: int = 8000
+    max_bytes: int = 16 << 20
     max_rejects_in_row: int = 1000
 
 
@@ -78,28 +82,40 @@ class Writer(Worker):
         return self._stuck or (f"failed {self._failures} times in a row" if self._failures >= UNHEALTHY_AFTER else None)
 
     async def run(self, stop: Stop) -> None:
-        """Gather → write, until the stop; the range in hand is finished."""
-        backoff = Backoff()
-        async with self._log.consumer(GROUP, [events.RECEIVED]) as consumer:
-            while not stop.requested:
-                try:
-                    records = await stop.unless(self._gather(consumer))
-                    if not records:
-                        continue
-                    await self.write(consumer, records)
-                    self._failures, self._stuck = 0, ""
-                    backoff.reset()
-                except PartitionLost:
-                    log.info("a partition moved to another writer, which goes on with its plan")
-                    await consumer.rewind()
-                except Exception as error:
-                    self._failures += 1
-                    self._stuck = str(error) if isinstance(error, TooManyRejects) else ""
-                    self._metrics.count("latebind_log_failures_total", group=GROUP)
-                    pause = backoff.next_pause()
-                    log.exception("telemetry could not be written; it is read again", failures=self._failures, pause_s=round(pause, 2))
-                    await stop.sleep(self._clock, pause)
-                    await consumer.rewind()
+        """Join the group, gather → write, until the stop; the range in hand is finished. A consumer that breaks is replaced."""
+        backoff = Backoff(longest_s=_LONGEST_PAUSE_S)
+        while not stop.requested:
+            try:
+                async with self._log.consumer(GROUP, [events.RECEIVED]) as consumer:
+                    await self._consume(consumer, stop, backoff)
+            except Exception as error:
+                await self._after_failure(error, stop, backoff)
+
+    async def _consume(self, consumer: Consumer, stop: Stop, backoff: Backoff) -> None:
+        """Gather → write with one consumer, until the stop. Raises what makes the consumer useless."""
+        while not stop.requested:
+            try:
+                records = await stop.unless(self._gather(consumer))
+                if not records:
+                    continue
+                await self.write(consumer, records)
+                self._failures, self._stuck = 0, ""
+                backoff.reset()
+            except PartitionLost:
+                log.info("a partition moved to another writer, which goes on with its plan")
+                await consumer.rewind()
+            except Exception as error:
+                await self._after_failure(error, stop, backoff)
+                await consumer.rewind()
+
+    async def _after_failure(self, error: Exception, stop: Stop, backoff: Backoff) -> None:
+        """Note it for readiness, and pause."""
+        self._failures += 1
+        self._stuck = str(error) if isinstance(error, TooManyRejects) else ""
+        self._metrics.count("latebind_log_failures_total", group=GROUP)
+        pause = backoff.next_pause()
+        log.error("telemetry could not be written; it is read again", failures=self._failures, pause_s=round(pause, 2), exc_info=error)
+        await stop.sleep(self._clock, pause)
 
     async def _gather(self, consumer: Consumer) -> list[Record]:
         """Return what arrives within `linger_s` of the first record, up to the limits; nothing after a while without any."""
@@ -180,13 +196,14 @@ class Writer(Worker):
                 raise PartitionLost(f"partitions {taken} of {events.RECEIVED} were taken by another writer")
             await store.put_plans(tx, plans, self._clock.now())
         letters: list[Message] = []
-        patience = self._patience
+        patience, days = self._patience, set[date]()
         for plan, records in zip(plans, ranges.values(), strict=True):
-            rejects = await self._insert(plan, records)
+            rejects = await self._insert(plan, records, days)
             patience = _patience_after(patience, records, rejects)
             letters += [events.rejected(records[reject.position], reject.reason, reject.detail) for reject in rejects]
         if letters:
             await self._log.append(events.REJECTED, letters)
+        await self._reopen(days)
         await consumer.commit({(plan.topic, plan.partition): plan.last + 1 for plan in plans})
         async with self._database.begin() as tx:
             await store.finish_plans(tx, plans)
@@ -194,12 +211,25 @@ class Writer(Worker):
         self._patience = patience
         self._count(ranges, len(letters))
 
-    async def _insert(self, plan: Plan, records: Sequence[Record]) -> list[Reject]:
-        """Insert a range chunk by chunk. Returns the rejects."""
+    async def _reopen(self, days: Collection[date]) -> None:
+        """Say that days have got samples, so that what was rolled up without them answers no more.
+
+        It comes after the insert: a roll-up that begins later sees the samples, one that began before is noticed here. It comes before
+        the commit: who is killed in between leaves the range to be written again, and then it is said.
+        """
+        async with self._database.read() as reader:
+            known = await store_rollups.begun_of(reader, days)
+        if changed := {day for day in days if known.get(day, True)}:
+            async with self._database.begin() as tx:
+                await store_rollups.note_changes(tx, changed, self._clock.now())
+
+    async def _insert(self, plan: Plan, records: Sequence[Record], days: set[date]) -> list[Reject]:
+        """Insert a range chunk by chunk, and add the days of its samples to `days`. Returns the rejects."""
         rejects: list[Reject] = []
         number = 0
         async with aclosing(decoded([record.value for record in records], rejects)) as chunks:
             async for chunk in chunks:
+                days.update(np.unique(chunk.samples["day"]).tolist())
                 for table in TABLES:
                     columns = getattr(chunk, table)
                     rows = len(columns["day"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy
 import pyarrow
 import pytest
 
+from kit.errors import Unavailable
 from kit.olap import SCHEMES, Coded, ColumnStore, StatementFailed, open_olap, row_count
 from kit.olap.migrate import MigrationChanged, migrate
 from tests import real_servers
@@ -326,6 +328,32 @@ async def test_migrations_are_applied_once_and_in_order(url: str, tmp_path: Path
         (folder / "0001_first.sql").write_text("SELECT 1")
         with pytest.raises(MigrationChanged, match="0001_first"):
             await migrate(store, folder)
+
+
+async def test_many_that_migrate_at_once_do_not_collide(url: str, tmp_path: Path) -> None:
+    folder = tmp_path / "schema"
+    folder.mkdir()
+    for number in range(1, 7):
+        (folder / f"{number:04d}_table.sql").write_text(
+            f"CREATE TABLE IF NOT EXISTS t{number} (day Date, id UInt8) ENGINE = MergeTree PARTITION BY day ORDER BY id;\n"
+            f"ALTER TABLE t{number} ADD COLUMN more UInt8;"
+        )
+    async with AsyncExitStack() as stack:
+        # An embedded store has one process; its connections race all the same.
+        stores = [await stack.enter_async_context(open_olap(url)) for _ in range(1 if url.startswith("chdb:") else 4)]
+        await asyncio.gather(*(migrate(store, folder) for store in stores * (4 // len(stores))))
+        rows = await stores[0].query("SELECT number, name FROM schema_migrations FINAL ORDER BY number")
+        assert [row["number"] for row in rows] == list(range(1, 7))
+        for number in range(1, 7):
+            assert await stores[0].query(f"SELECT * FROM t{number}") == []
+
+
+async def test_too_many_statements_at_once_are_refused_and_the_others_are_answered(store: ColumnStore) -> None:
+    answers = await asyncio.gather(*(store.query("SELECT 1 AS one") for _ in range(300)), return_exceptions=True)
+    refused = [answer for answer in answers if isinstance(answer, Unavailable)]
+    assert [answer for answer in answers if answer not in refused] == [[{"one": 1}]] * (300 - len(refused))
+    assert 0 < len(refused) < 300
+    assert await store.query("SELECT 1 AS one") == [{"one": 1}]
 
 
 INSERTING = """

@@ -37,7 +37,7 @@ class Stores:
 
     def __post_init__(self) -> None:
         self.tables = Tables(self.olap)
-        self.analytics = Analytics(self.tables, self.clock)
+        self.analytics = Analytics(self.tables, self.database, self.clock)
 
     def writer(self, **options: Any) -> Writer:
         return Writer(

@@ -39,7 +39,7 @@ async def test_months_go_when_their_last_day_is_too_old(stores: Stores) -> None:
 async def test_the_worker_deletes_at_its_second_turn_when_nothing_was_used_before(stores: Stores, clock: FakeClock) -> None:
     await fill(stores, 0, 500)
     stores.__post_init__()  # as after a restart: this process has not used the store yet
-    worker = retention(stores.ports().lease, stores.tables, clock, days=400)
+    worker = retention(stores.ports().lease, stores.database, stores.tables, clock, days=400)
     async with running([worker], clock=clock):
         await asyncio.sleep(0.05)
         assert not stores.tables.in_use
