@@ -51,6 +51,10 @@ cluster: servers ## Start every part as processes of its own, two each, on the r
 cluster-stop: ## Stop them; data and servers stay
 	@$(RUN)/python -m deploy.cluster stop
 
+.PHONY: demo-cluster
+demo-cluster: servers ## The demo on separate processes and the real servers, which are stopped afterwards; KEEP=1 leaves all up
+	@$(RUN)/python -m examples.demo --cluster $(if $(KEEP),--keep); passed=$$?; $(if $(KEEP),,$(RUN)/python -m deploy.servers stop;) exit $$passed
+
 .PHONY: test-cluster
 test-cluster: servers ## Run the contract suites and the cluster tests on the real servers, then stop those
 	@PATH="$(abspath $(dir $(UV))):$$PATH" $(RUN)/pytest -m 'cluster or contract' $(PYTEST_ARGS); passed=$$?; $(if $(KEEP),,$(RUN)/python -m deploy.servers stop;) exit $$passed
@@ -90,4 +94,4 @@ wheels: setup ## Build the wheels of server, SDK and protobuf messages into dist
 
 .PHONY: clean
 clean: ## Remove build results; keeps .venv and data
-	@rm -rf build/demo build/bench dist .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf build/demo build/demo-cluster build/bench dist .pytest_cache .mypy_cache .ruff_cache

@@ -135,14 +135,41 @@ def kill_family(pid: int) -> Mapping[int, int | None]:
 
 def free_ports(count: int) -> list[int]:
     """Return ports that are free now, and that the kernel gives to no outgoing connection: they are still free at the next start."""
+    reserved = reserve_ports(count)
+    for one in reserved:
+        one.close()
+    return [one.port for one in reserved]
+
+
+def reserve_ports(count: int) -> list[Reserved]:
+    """Take ports that nobody else takes while these are open; a server that sets SO_REUSEADDR may listen on them all the same."""
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    chosen: list[int] = []
+    reserved: list[Reserved] = []
     for port in random.sample(range(10_000, max(lowest, 20_000)), 5_000):
-        if len(chosen) == count:
+        if len(reserved) == count:
             break
-        if is_free(port):
-            chosen.append(port)
-    return chosen
+        with contextlib.suppress(OSError):
+            reserved.append(Reserved(port))
+    return reserved
+
+
+class Reserved:
+    """A port that is bound and not listened on."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self._socket = socket.socket()
+        try:
+            # Without SO_REUSEADDR first: with it the port of another one's reservation would look free.
+            self._socket.bind(("127.0.0.1", port))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        except OSError:
+            self._socket.close()
+            raise
+
+    def close(self) -> None:
+        """Give the port up."""
+        self._socket.close()
 
 
 def is_free(port: int) -> bool:

@@ -10,16 +10,18 @@ import itertools
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from structlog import get_logger
 
 from gateway.authn import Authenticator
+from gateway.deadlines import Deadline
 from gateway.limits import RateLimit, capped
 from gateway.openapi import fetch_document, merge, page
 from gateway.routes import Route, route_of
 from gateway.settings import GatewaySettings
+from gateway.upstreams import DEADLINE
 from kit import http
 from kit.context import request_id, traceparent
 from kit.errors import Forbidden, Internal, Invalid, MethodNotAllowed, NotFound, Problem, Unauthorized
@@ -29,9 +31,6 @@ from kit.metrics import Metrics
 from kit.tracing import TRACEPARENT_HEADER
 
 log = get_logger(__name__)
-
-#: name of a dependency -> None when it is fine, else what is wrong with it.
-Readiness = Callable[[], Awaitable[Mapping[str, str | None]]]
 
 _OURS = frozenset({PRINCIPAL_HEADER, COUNTRY_HEADER, REQUEST_ID_HEADER, TRACEPARENT_HEADER})
 _CONFUSING = re.compile(rb"//|/\.{1,2}(?:/|$)|\\|%2f|%5c|%2e|%00", re.IGNORECASE)
@@ -67,7 +66,7 @@ class Gateway:
         *,
         seal: PrincipalSeal,
         metrics: Metrics,
-        readiness: Readiness,
+        readiness: http.Readiness,
     ) -> None:
         self._settings = settings
         self._upstreams = upstreams
@@ -104,21 +103,27 @@ class Gateway:
         route = route_of(path)
         own_id = self._request_id(scope)
         request_id.set(own_id.decode())
+        if self.draining:
+            send = http.last_answer(send)
         began = time.perf_counter()
         status = 0
+        limit: Deadline | None = None
 
         async def answer(message: http.Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message = {**message, "headers": [*message.get("headers", ()), (REQUEST_ID_HEADER, own_id)]}
+                if limit is not None:
+                    limit.answered()
             await send(message)
 
         try:
             if route is None:
                 await self._own(path, scope, answer)
             else:
-                await self._forward(route, own_id, scope, receive, answer)
+                async with Deadline(route.answer_s) as limit:
+                    await self._forward(route, own_id, scope, receive, answer, limit)
         except http.ClientGone:
             return
         except Problem as problem:
@@ -135,7 +140,9 @@ class Gateway:
             self._metrics.count("latebind_http_requests_total", service=upstream, method=scope["method"], status=str(status))
             self._metrics.observe("latebind_http_request_seconds", time.perf_counter() - began, service=upstream)
 
-    async def _forward(self, route: Route, own_id: bytes, scope: http.Scope, receive: http.Receive, send: http.Send) -> None:
+    async def _forward(  # noqa: PLR0917 - what a request is made of
+        self, route: Route, own_id: bytes, scope: http.Scope, receive: http.Receive, send: http.Send, limit: Deadline
+    ) -> None:
         self._check_request(scope)
         authorization = http.header(scope, b"authorization") if route.prefix != "/blobs" else None
         if authorization is None or not self._authenticator.remembers(authorization):
@@ -159,8 +166,9 @@ class Gateway:
             country = self._country(scope)
             if country:
                 headers.append((COUNTRY_HEADER, country))
-        limit = self._settings.max_part_bytes if route.streams else self._settings.max_json_bytes
-        await self._upstreams[route.upstream]({**scope, "headers": headers}, capped(scope, receive, limit), send)
+        most = self._settings.max_part_bytes if route.streams else self._settings.max_json_bytes
+        body = limit.over(capped(scope, receive, most))
+        await self._upstreams[route.upstream]({**scope, "headers": headers, DEADLINE: limit}, body, send)
 
     def _check_request(self, scope: http.Scope) -> None:
         raw = scope.get("raw_path") or scope["path"].encode()
@@ -196,7 +204,7 @@ class Gateway:
 
     async def _own(self, path: str, scope: http.Scope, send: http.Send) -> None:
         """Answer what the gateway itself serves."""
-        if path in {"/livez", "/readyz", "/startupz"}:
+        if path in http.PROBES:
             await self.health(path, send)
             return
         if path not in {"/", "/docs", "/openapi.json"}:
@@ -220,7 +228,7 @@ class Gateway:
 
 
 def create_app(
-    settings: GatewaySettings, upstreams: Mapping[str, http.ASGIApp], *, seal: PrincipalSeal, metrics: Metrics, readiness: Readiness
+    settings: GatewaySettings, upstreams: Mapping[str, http.ASGIApp], *, seal: PrincipalSeal, metrics: Metrics, readiness: http.Readiness
 ) -> Gateway:
     """Return the gateway in front of these upstreams."""
     return Gateway(settings, upstreams, seal=seal, metrics=metrics, readiness=readiness)

@@ -13,16 +13,22 @@ from kit.identity import Kind
 PEOPLE = frozenset({Kind.USER, Kind.OPERATOR})
 DEVICES = frozenset({Kind.DEVICE})
 ANYONE = frozenset(Kind)
+#: Longer than the event log takes to say that it cannot, shorter than devices wait.
+DEVICE_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where requests below `prefix` go. `streams`: bodies may be as large as an upload part; else as large as a JSON body."""
+    """Where requests below `prefix` go. `streams`: bodies may be as large as an upload part; else as large as a JSON body.
+
+    `answer_s`: so many seconds after the end of its body a request must begin to be answered.
+    """
 
     prefix: str
     upstream: str
     who: frozenset[Kind]
     streams: bool = False
+    answer_s: float = 60.0
 
 
 ROUTES = (
@@ -40,15 +46,15 @@ ROUTES = (
     Route("/v1/devices", "deployer", PEOPLE),
     Route("/v1/decisions", "deployer", PEOPLE),
     Route("/v1/analytics", "telemetry", PEOPLE),
-    Route("/v1/device/challenge", "registry", ANYONE),
-    Route("/v1/device/enroll", "registry", ANYONE),
-    Route("/v1/device/token", "registry", ANYONE),
-    Route("/v1/device/packages", "registry", DEVICES),
-    Route("/v1/device/blobs", "registry", DEVICES),
-    Route("/v1/device/collections", "deployer", DEVICES),
-    Route("/v1/device/events", "deployer", DEVICES),
-    Route("/v1/device/telemetry", "telemetry", DEVICES),
-    Route("/blobs", "links", ANYONE),
+    Route("/v1/device/challenge", "registry", ANYONE, answer_s=DEVICE_S),
+    Route("/v1/device/enroll", "registry", ANYONE, answer_s=DEVICE_S),
+    Route("/v1/device/token", "registry", ANYONE, answer_s=DEVICE_S),
+    Route("/v1/device/packages", "registry", DEVICES, answer_s=DEVICE_S),
+    Route("/v1/device/blobs", "registry", DEVICES, answer_s=DEVICE_S),
+    Route("/v1/device/collections", "deployer", DEVICES, answer_s=DEVICE_S),
+    Route("/v1/device/events", "deployer", DEVICES, answer_s=DEVICE_S),
+    Route("/v1/device/telemetry", "telemetry", DEVICES, answer_s=DEVICE_S),
+    Route("/blobs", "links", ANYONE, answer_s=DEVICE_S),
 )
 
 TABLE: Mapping[str, Route] = {route.prefix: route for route in ROUTES}

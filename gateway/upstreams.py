@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.addresses import Addresses, RepeatBudget
+from gateway.deadlines import Deadline
 from gateway.http_client import AllBusy, Answer, HttpClient, NotConnected, UpstreamError
 from kit import http
 from kit.context import request_id
@@ -16,7 +17,7 @@ from kit.errors import Unavailable
 from kit.identity import PRINCIPAL_HEADER, REQUEST_ID_HEADER, Kind, Principal, PrincipalSeal
 from kit.tracing import record_headers
 
-#: In a request's scope: when its answer must have begun, by the loop's clock.
+#: In a request's scope: its `Deadline`.
 DEADLINE = "latebind.deadline"
 _HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
@@ -31,6 +32,8 @@ _ANSWER_S = 15.0
 _IDLE_S = 30.0
 #: Bodies up to this size are read before they are forwarded, so that they can be sent again.
 _IN_MEMORY_BYTES = 1 << 20
+#: What devices send may be seen twice, but for what carries a nonce.
+_ONCE = ("/v1/device/enroll", "/v1/device/token")
 _REPEATABLE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -97,7 +100,8 @@ class HttpUpstream:
     async def __call__(self, scope: http.Scope, receive: http.Receive, send: http.Send) -> None:
         """Forward one request (ASGI). Raises `UpstreamUnavailable` when no answer has begun."""
         request = await _taken(scope, receive)
-        answer = await self._answer(request, scope.get(DEADLINE))
+        limit: Deadline | None = scope.get(DEADLINE)
+        answer = await self._answer(request, None if limit is None else limit.ends)
         try:
             headers = [header for header in answer.headers if header[0] not in _HOP_BY_HOP]
             await send({"type": "http.response.start", "status": answer.status, "headers": headers})
@@ -119,7 +123,7 @@ class HttpUpstream:
             # A process that is there and silent takes only half of the time, so that another can still answer.
             until = ends if last or not request.repeatable else clock() + (ends - clock()) / 2
             try:
-                async with asyncio.timeout_at(until):
+                async with asyncio.timeout_at(None if isinstance(request.body, _Stream) else until):
                     client = self._clients[address.url]
                     answer = await client.send(request.method, request.target, request.headers, request.body)
             except (UpstreamError, TimeoutError) as error:
@@ -145,9 +149,10 @@ async def _taken(scope: http.Scope, receive: http.Receive) -> _Request:
         body = await http.read_body(scope, receive, max_bytes=_IN_MEMORY_BYTES)
     elif size is not None or http.header(scope, b"transfer-encoding") is not None:
         body = _Stream(receive)
+    path = scope["path"]
     repeatable = (
         scope["method"] in _REPEATABLE_METHODS
-        or scope["path"].startswith(("/v1/device/", "/internal/"))
+        or (path.startswith(("/v1/device/", "/internal/")) and not path.startswith(_ONCE))
         or http.header(scope, b"idempotency-key") is not None
     )
     return _Request(scope["method"], url, headers, body, repeatable)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, MutableMapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from kit.context import request_id
@@ -90,6 +91,17 @@ async def send_json(send: Send, status: int, value: Any, headers: Iterable[tuple
     await send_bytes(send, status, body, [(b"content-type", b"application/json"), *headers])
 
 
+def last_answer(send: Send) -> Send:
+    """Return a channel that asks the client to use another connection for its next request: this process is about to end."""
+
+    async def sent(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+        await send(message)
+
+    return sent
+
+
 def problem_headers(problem: Problem) -> list[tuple[bytes, bytes]]:
     """Return the headers that go with a problem document."""
     headers = [(b"content-type", b"application/problem+json")]
@@ -113,30 +125,51 @@ async def send_problem(send: Send, problem: Problem) -> None:
     await send_bytes(send, problem.status, problem_body(problem), problem_headers(problem))
 
 
-def _check(trouble: str | None) -> dict[str, str]:
-    if not trouble:
-        return {"status": "ok"}
-    return {"status": "ok" if isinstance(trouble, Fact) else "unavailable", "detail": trouble}
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How a process is: name of what it needs -> what is wrong with it, or None.
+
+    `needed` are those without which it can do nothing; `facts` say what to know of some that are fine.
+    """
+
+    troubles: Mapping[str, str | None]
+    needed: Container[str] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def status(self) -> str:
+        """Return `ready`, `degraded` (something is missing; it can still do its job for devices) or `down`."""
+        if any(trouble and name in self.needed for name, trouble in self.troubles.items()):
+            return "down"
+        return "degraded" if any(self.troubles.values()) else "ready"
+
+    @property
+    def checks(self) -> dict[str, dict[str, str]]:
+        """Return each with its state, and a detail where there is one."""
+        found: dict[str, dict[str, str]] = {}
+        for name, trouble in self.troubles.items():
+            detail = trouble or self.facts.get(name)
+            found[name] = {"status": "down" if trouble else "ready"} | ({"detail": detail} if detail else {})
+        return found
 
 
-class Fact(str):
-    """What to know of a dependency that is fine, in the place where readiness says what is wrong with one."""
+Readiness = Callable[[], Awaitable[Health]]
 
-    __slots__ = ()
+PROBES = frozenset({"/livez", "/readyz", "/startupz"})
 
 
-async def send_health(
-    path: str, send: Send, readiness: Callable[[], Awaitable[Mapping[str, str | None]]], *, started: bool, draining: bool
-) -> None:
-    """Answer a probe. `/livez` says that the loop turns; `/readyz` names each dependency with its state, degraded ones with a reason."""
+async def send_health(path: str, send: Send, readiness: Readiness, *, started: bool, draining: bool) -> None:
+    """Answer a probe.
+
+    `/livez` says that the loop turns and asks nobody. `/readyz` names each dependency with its state; a process that is degraded answers
+    200, because taking it away would help nobody.
+    """
     if path == "/livez":
         await send_json(send, 200, {"status": "ok"})
         return
     if path == "/startupz":
         await send_json(send, 200 if started else 503, {"status": "ok" if started else "starting"})
         return
-    states = await readiness()
-    bad = draining or not started or any(trouble and not isinstance(trouble, Fact) for trouble in states.values())
-    status = "draining" if draining else "unavailable" if bad else "ok"
-    checks = {name: _check(trouble) for name, trouble in states.items()}
-    await send_json(send, 503 if bad else 200, {"status": status, "checks": checks})
+    health = await readiness()
+    status = "draining" if draining else "starting" if not started else health.status
+    await send_json(send, 200 if status in {"ready", "degraded"} else 503, {"status": status, "checks": health.checks})

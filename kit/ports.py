@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,11 +108,16 @@ class Part:
 
     `beside_api` runs in every process that serves `app` (it keeps what `app` reads from memory); `background` runs once or more
     anywhere (`latebindd <service> --only workers`).
+
+    `needs` names what the API can do nothing without: `database`, `event log`, `blob store`, `column store`; without the others it is
+    degraded. `unready` says why the service itself cannot answer yet.
     """
 
     app: ASGIApp
     beside_api: Sequence[Worker] = ()
     background: Sequence[Worker] = field(default=())
+    needs: Collection[str] = ()
+    unready: Callable[[], str | None] = lambda: None
 
 
 @asynccontextmanager

@@ -41,32 +41,14 @@ from kit.ports import PortSettings, Secrets
 from kit.settings import Settings
 from kit.signing import MasterKeyError, load_master_key
 from kit.tracing import traces_endpoint
-from services.deployer import events as deployer_events
 from services.deployer.settings import DeployerSettings
 from services.packager.settings import PackagerSettings
-from services.registry import events as registry_events
-from services.registry.accounts import events as account_events
 from services.registry.settings import RegistrySettings
-from services.registry.versions import events as version_events
-from services.telemetry import events as telemetry_events
 from services.telemetry.columnstore import SCHEMA
 from services.telemetry.settings import TelemetrySettings
+from services.topics import TOPICS
 
 GATEWAY = "gateway"
-TOPICS = (
-    account_events.ACCOUNT_CREATED,
-    account_events.SIGNING_KEY_ANNOUNCED,
-    version_events.VERSION_COMMITTED,
-    version_events.PACKAGE_BUILT,
-    version_events.PACKAGE_FAILED,
-    version_events.VERSION_READIED,
-    version_events.VERSION_ARCHIVED,
-    registry_events.ALIAS_MOVED,
-    deployer_events.DECISION_MADE,
-    deployer_events.DEVICE_REPORTED,
-    telemetry_events.RECEIVED,
-    telemetry_events.REJECTED,
-)
 #: Keys in the secrets folder; every process of one installation has the same.
 PURPOSES = ("gateway", "links", "api-keys", "device-tokens", "package", "assignment")
 _PARTS: tuple[type[Settings], ...] = (GatewaySettings, RegistrySettings, PackagerSettings, DeployerSettings, TelemetrySettings)
@@ -265,10 +247,16 @@ async def _examine_upstream(service: str, upstream: HttpUpstream, seal: Principa
         return fault("", "is no service of Latebind", f"check LATEBIND_GATEWAY_{service.upper()}_URL")
     except Exception as other:
         return fault("", f"is of another release than this gateway ({type(other).__name__})", "install one release everywhere")
+    troubles = "; ".join(
+        f"{name}: {check['detail']}" for name, check in (answer or {}).get("checks", {}).items() if check["status"] == "down"
+    )
     if status == 200:
-        return ok("", "answers and is ready")
-    unready = [f"{name}: {check.get('detail', '')}" for name, check in (answer or {}).get("checks", {}).items() if check["status"] != "ok"]
-    return fault("", f"is not ready ({'; '.join(unready) or 'starting or draining'})", "run `latebindd doctor` where it runs")
+        return (
+            note("", f"answers, degraded: {troubles}", "run `latebindd doctor` where it runs")
+            if troubles
+            else ok("", "answers and is ready")
+        )
+    return fault("", f"is not ready ({troubles or 'starting or draining'})", "run `latebindd doctor` where it runs")
 
 
 def _refusal(service: str, status: int) -> Finding:

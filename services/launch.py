@@ -9,6 +9,7 @@ import asyncio
 import fcntl
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
@@ -41,7 +42,7 @@ from services.deployer.app import create_part as create_deployer
 from services.deployer.settings import DeployerSettings
 from services.packager.app import create_part as create_packager
 from services.packager.settings import PackagerSettings
-from services.probes import Readiness, ServiceFront, internal_app, readiness
+from services.probes import ServiceFront, internal_app, readiness
 from services.registry.accounts.bootstrap import ensure_operator_key
 from services.registry.app import create_part as create_registry
 from services.registry.settings import RegistrySettings
@@ -49,6 +50,7 @@ from services.serving import bind, inherited_socket, serving, url_of
 from services.telemetry.app import create_part as create_telemetry
 from services.telemetry.columnstore import SCHEMA
 from services.telemetry.settings import TelemetrySettings
+from services.topics import TOPICS
 
 log = get_logger(__name__)
 
@@ -56,7 +58,11 @@ SERVICES = ("registry", "packager", "deployer", "telemetry")
 Only = Literal["all", "api", "workers"]
 
 _CLEAN_UP_S = 3600.0
-_FINISH_S = 20
+#: A stop takes at most 30 s: `drain_s` (10 at most), requests in flight, workers, and what closing takes.
+_FINISH_S = 10
+_GRACE_S = 7.0
+_WATCH_GRACE_S = 1.0
+_STOP_S = 29.5
 
 
 class AlreadyRunning(Exception):
@@ -70,7 +76,7 @@ class LaunchSettings(PortSettings):
     port: int = 8080
     internal_host: str = "127.0.0.1"
     internal_port: int = 8081
-    drain_s: float = 0.0
+    drain_s: float = Field(default=0.0, ge=0, le=10)
     traces_url: str = ""
     traces_share: float = Field(default=1.0, ge=0, le=1)
     log_level: str = "info"
@@ -121,6 +127,19 @@ async def run(settings: LaunchSettings, *, services: Sequence[str], with_gateway
         on_started(started)
         await stop.wait()
         log.info("stopping")
+        giving_up = threading.Timer(_STOP_S, _give_up)
+        giving_up.daemon = True
+        giving_up.start()
+    giving_up.cancel()
+
+
+def _give_up() -> None:
+    """End the process although something does not close, a driver that waits for a silent server perhaps.
+
+    Whatever was acknowledged is safe, as in a crash.
+    """
+    log.error("the stop takes too long and is cut short", after_s=_STOP_S)
+    os._exit(1)
 
 
 @asynccontextmanager
@@ -147,13 +166,21 @@ async def launched(
         working = _workers(parts, ports, only)
         for worker in working:
             await worker.prepare()
-        workers = await stack.enter_async_context(running(working, clock=clock, metrics=metrics))
-        await stack.enter_async_context(running([watch(ports, workers, working, metrics)], clock=clock, metrics=metrics))
-        ready = readiness(ports, workers)
-        app = await _public_app(stack, parts, ports, metrics, ready, with_gateway=with_gateway, settings=settings)
-        internal = internal_app(app, metrics)
-        front = traced_app("gateway", app, template=_template, from_outside=True) if with_gateway else app
-        for served, bound in ((front, sockets[0]), (internal, sockets[1])):
+        workers = await stack.enter_async_context(running(working, clock=clock, metrics=metrics, grace_s=_GRACE_S))
+        await stack.enter_async_context(
+            running([watch(ports, workers, working, metrics)], clock=clock, metrics=metrics, grace_s=_WATCH_GRACE_S)
+        )
+        remotes = _remotes(stack, parts) if with_gateway else {}
+        ready = readiness(parts, ports, workers, remotes, only_workers=only == "workers")
+        if with_gateway:
+            app: Gateway | ServiceFront = await _gateway(
+                stack, settings, parts=parts, ports=ports, remotes=remotes, metrics=metrics, ready=ready
+            )
+            front = traced_app("gateway", app, template=_template, from_outside=True)
+        else:
+            app = front = ServiceFront(None if only == "workers" else next(iter(parts.values())).app, ready)
+        # The public port closes first; probes and metrics are there to the end.
+        for served, bound in ((internal_app(app, metrics), sockets[1]), (front, sockets[0])):
             await stack.enter_async_context(serving(served, bound, finish_s=_FINISH_S))
         app.started = True
         try:
@@ -180,6 +207,7 @@ async def migrate_all(settings: LaunchSettings, services: Sequence[str]) -> str 
     """
     async with open_ports(settings, services, clock=SystemClock(), metrics=PrometheusMetrics(*KIT_METRICS)) as ports:
         operator_key = await _prepare(settings, ports)
+        await next(iter(ports.values())).eventlog.make_topics(dict.fromkeys(TOPICS))
         if "telemetry" in ports:
             own = ports["telemetry"]
             async with own.database.begin():  # the column store has no locks; writers of a database take turns
@@ -216,36 +244,39 @@ def _clean_up(own: Ports) -> Callable[[], Awaitable[object]]:
     return forget
 
 
-async def _public_app(
+def _remotes(stack: AsyncExitStack, parts: Mapping[str, Part]) -> dict[str, HttpUpstream]:
+    """Return the services that run elsewhere. Raises `ValueError` for one whose address is not set."""
+    settings = GatewaySettings()
+    remotes: dict[str, HttpUpstream] = {}
+    for service in SERVICES:
+        if service in parts:
+            continue
+        urls = getattr(settings, f"{service}_url")
+        if not urls:
+            raise ValueError(f"the gateway needs LATEBIND_GATEWAY_{service.upper()}_URL, the address of the {service} service")
+        remotes[service] = HttpUpstream(urls)
+        stack.push_async_callback(remotes[service].close)
+    return remotes
+
+
+async def _gateway(
     stack: AsyncExitStack,
+    settings: LaunchSettings,
+    *,
     parts: Mapping[str, Part],
     ports: Mapping[str, Ports],
+    remotes: Mapping[str, HttpUpstream],
     metrics: Metrics,
-    ready: Readiness,
-    *,
-    with_gateway: bool,
-    settings: LaunchSettings,
-) -> Gateway | ServiceFront:
-    """Return the gateway before the services that run here and the remote ones, or one service alone."""
-    if not with_gateway:
-        (part,) = parts.values()
-        return ServiceFront(part.app, ready)
-    gateway_settings = GatewaySettings()
-    upstreams: dict[str, http.ASGIApp] = {service: part.app for service, part in parts.items()}
-    for service in SERVICES:
-        if service not in upstreams:
-            url = getattr(gateway_settings, f"{service}_url")
-            if not url:
-                raise ValueError(f"the gateway needs LATEBIND_GATEWAY_{service.upper()}_URL, the address of the {service} service")
-            remote = HttpUpstream(url)
-            stack.push_async_callback(remote.close)
-            upstreams[service] = remote
+    ready: http.Readiness,
+) -> Gateway:
+    """Return the gateway before the services that run here and those that run elsewhere."""
     secrets = settings.secrets
     blobs: BlobStore | None = next((one.blobs for one in ports.values()), None)
     if blobs is None:
         blobs = await stack.enter_async_context(open_blobs(settings.blobs, link_secret=secrets.key("links")))
-    upstreams["links"] = create_links_app(blobs, link_secret=secrets.key("links"))
-    gateway = create_app(gateway_settings, upstreams, seal=PrincipalSeal(secrets.key("gateway")), metrics=metrics, readiness=ready)
+    links = create_links_app(blobs, link_secret=secrets.key("links"))
+    upstreams: dict[str, http.ASGIApp] = {service: part.app for service, part in parts.items()} | dict(remotes) | {"links": links}
+    gateway = create_app(GatewaySettings(), upstreams, seal=PrincipalSeal(secrets.key("gateway")), metrics=metrics, readiness=ready)
     if parts:
         await gateway.check()
     return gateway

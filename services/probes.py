@@ -6,17 +6,18 @@ Knows no service: `services.launch` says what there is to look at.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Protocol
 
+from gateway.upstreams import HttpUpstream
 from kit import http
+from kit.db.migrate import revisions
+from kit.errors import NotFound, Unavailable
 from kit.metrics import CONTENT_TYPE, Metrics
-from kit.ports import Ports
+from kit.ports import Part, Ports
 from kit.watch import dependencies, trouble
 from kit.workers import Workers
-
-PROBES = frozenset({"/livez", "/readyz", "/startupz"})
-Readiness = Callable[[], Awaitable[Mapping[str, str | None]]]
 
 
 class Front(Protocol):
@@ -30,9 +31,9 @@ class Front(Protocol):
 
 
 class ServiceFront:
-    """One service on its own port: the same probes as the gateway, everything else to the service."""
+    """One service on its own port: the same probes as the gateway, everything else to the service. Without one: nothing but probes."""
 
-    def __init__(self, app: http.ASGIApp, ready: Readiness) -> None:
+    def __init__(self, app: http.ASGIApp | None, ready: http.Readiness) -> None:
         self._app = app
         self._readiness = ready
         self.started = False
@@ -40,10 +41,14 @@ class ServiceFront:
 
     async def __call__(self, scope: http.Scope, receive: http.Receive, send: http.Send) -> None:
         """Serve one request (ASGI)."""
-        if scope["type"] == "http" and scope["path"] in PROBES:
+        if self.draining:
+            send = http.last_answer(send)
+        if scope["type"] == "http" and scope["path"] in http.PROBES:
             await self.health(scope["path"], send)
-        else:
+        elif self._app is not None:
             await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await http.send_problem(send, NotFound("this process runs workers; it serves nothing but probes"))
 
     async def health(self, path: str, send: http.Send) -> None:
         """Answer a probe."""
@@ -58,7 +63,7 @@ def internal_app(app: Front, metrics: Metrics) -> http.ASGIApp:
             return
         if scope["path"] == "/metrics":
             await http.send_bytes(send, 200, metrics.render(), [(b"content-type", CONTENT_TYPE.encode())])
-        elif scope["path"] in PROBES:
+        elif scope["path"] in http.PROBES:
             await app.health(scope["path"], send)
         else:
             await http.send_bytes(send, 404, b"")
@@ -66,14 +71,53 @@ def internal_app(app: Front, metrics: Metrics) -> http.ASGIApp:
     return internal
 
 
-def readiness(ports: Mapping[str, Ports], workers: Workers) -> Readiness:
-    """Return a check that pings what this process opened, each within a second, and asks the workers."""
+def readiness(
+    parts: Mapping[str, Part], ports: Mapping[str, Ports], workers: Workers, upstreams: Mapping[str, HttpUpstream], *, only_workers: bool
+) -> http.Readiness:
+    """Return a look at what this process opened, at its workers and at the services behind it, each within a second or two.
 
-    async def ready() -> Mapping[str, str | None]:
+    Where workers are all that runs, everything they need is needed; elsewhere what the parts name.
+    """
+    migrated: set[str] = set()
+
+    async def tables(service: str) -> None:
+        if service in migrated:
+            return
+        have, newest = await revisions(ports[service].database, f"services.{service}")
+        if have is None or have < newest:
+            raise Unavailable(f"has tables of revision {have or 'none'}, this release needs {newest}: run latebindd migrate {service}")
+        migrated.add(service)
+
+    async def ready() -> http.Health:
         checks = dependencies(ports)
         answers = await asyncio.gather(*(trouble(check) for check in checks.values()))
-        facts = {name: http.Fact(fact) for name, fact in workers.facts().items()}
-        working = {f"worker {name}": problem or facts.get(name) for name, problem in workers.health().items()}
-        return {**dict(zip(checks, answers, strict=True)), **working}
+        troubles = dict(zip(checks, answers, strict=True))
+        for service, part in parts.items():
+            database = f"database {service}"
+            if troubles[database] is None:
+                troubles[database] = await trouble(partial(tables, service))
+            troubles[service] = part.unready()
+        troubles |= {f"worker {name}": problem for name, problem in workers.health().items()}
+        needed = {f"{need} {service}" if need == "database" else need for service, part in parts.items() for need in part.needs}
+        behind = await _upstreams(upstreams)
+        if behind and None not in behind.values() and all(behind[name] == _SILENT for name in behind):
+            needed |= behind.keys()  # it is this process that is cut off
+        troubles |= behind
+        facts = {f"worker {name}": fact for name, fact in workers.facts().items()}
+        return http.Health(troubles, troubles.keys() if only_workers else needed | parts.keys(), facts)
 
     return ready
+
+
+_SILENT = "does not answer"
+
+
+async def _upstreams(upstreams: Mapping[str, HttpUpstream]) -> dict[str, str | None]:
+    """Return what is wrong with each service behind a gateway."""
+    answers = await asyncio.gather(*(upstream.alive() for upstream in upstreams.values()))
+    found: dict[str, str | None] = {}
+    for service, alive in zip(upstreams, answers, strict=True):
+        answering = sum(alive.values())
+        trouble = None if answering == len(alive) else f"{answering} of {len(alive)} addresses answer" if answering else _SILENT
+        found[f"upstream {service}"] = trouble
+    return found

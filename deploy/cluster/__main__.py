@@ -74,7 +74,7 @@ def status(folder: Path) -> int:
     for process in cluster.processes():
         code, document = process.readiness()
         good &= code == 200
-        troubles = [f"{name}: {check['detail']}" for name, check in document.get("checks", {}).items() if check.get("detail")]
+        troubles = [f"{name}: {check['detail']}" for name, check in document.get("checks", {}).items() if check["status"] == "down"]
         print(f"{process.name:<12} {document.get('status', 'not running'):<12} {process.url}  {'; '.join(troubles)}")
     return int(not good)
 

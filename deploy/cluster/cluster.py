@@ -16,7 +16,7 @@ from typing import Self
 from deploy.cluster import front
 from deploy.cluster.process import PORTS, Process, migrate, told
 from deploy.cluster.stores import Stores
-from deploy.processes import Daemon, free_ports
+from deploy.processes import Daemon, reserve_ports
 
 #: The arguments of each part's processes.
 PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -124,6 +124,8 @@ class Cluster:
         for process in self.processes():
             process.kill()
         self._front.end(signal.SIGKILL)
+        for port in self._reserved:
+            port.close()
 
     def __enter__(self) -> Self:
         try:
@@ -154,9 +156,10 @@ class Cluster:
     def _give_ports(self) -> None:
         """Ports of all processes are chosen before the first starts: the gateways must be told."""
         new = [one for one in (self._front, *self.processes()) if not one.ports]
-        numbers = iter(free_ports(len(new) * len(PORTS)))
+        self._reserved = reserve_ports(len(new) * len(PORTS))
+        numbers = iter(self._reserved)
         for one in new:
-            one.ports = {name: next(numbers) for name in PORTS}
+            one.ports = {name: next(numbers).port for name in PORTS}
         for gateway in self.processes("gateway"):
             gateway.ports = {**gateway.ports, "public": self._front.ports["public"]}
             for part in _UPSTREAMS:

@@ -1,4 +1,4 @@
-"""The story of `make demo`. `python -m examples.demo [--keep]`; figures end up in build/demo.json."""
+"""The story of `make demo` and `make demo-cluster`. `python -m examples.demo [--cluster] [--keep]`; figures end up in build/demo.json."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from typing import Any
 import latebind
 from examples.demo import check, models, rules
 from examples.demo.devices import APP, Access, RealDevice
-from examples.demo.server import Server, ServerFailed, serving
+from examples.demo.server import Server, ServerFailed, start, start_cluster, stopping
 from examples.demo.shell import CommandFailed, Shell
 from examples.real_models import ModelsUnavailable
 from latebind.cli._kinds import read_kinds
 
 ROOT = Path.cwd()
 BUILD = ROOT / "build"
-FOLDER = BUILD / "demo"
+SERVERS = BUILD / "servers" / "servers.env"
 SIMULATED = 210
 REAL_KINDS = (
     *("pixel-9", "pixel-6a", "galaxy-s25", "galaxy-s24", "galaxy-a15", "fairphone-4", "raspberry-pi-5", "jetson-orin"),
@@ -43,35 +43,50 @@ def main() -> int:
     """Tell the story; 0 when everything was as it should be."""
     parser = argparse.ArgumentParser("make demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave the server up at the end")
-    keep = parser.parse_args().keep
+    parser.add_argument("--cluster", action="store_true", help="two processes of each part on the servers of `make servers`")
+    given = parser.parse_args()
     began = time.monotonic()
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    FOLDER.mkdir(parents=True)
-    shell = Shell(FOLDER)
+    folder = BUILD / ("demo-cluster" if given.cluster else "demo")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    shell = Shell(folder)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    logs = f"{folder.relative_to(ROOT)}"
     try:
-        shell.headline(0, "A server in one process, on a new data folder")
-        shell.console.print("\n[bold green]$[/] [bold]latebindd --port 0 --data-dir build/demo/data[/] &")
-        with serving(FOLDER / "data", FOLDER / "server.log", keep=keep) as server:
+        with stopping(begin(shell, folder, cluster=given.cluster), keep=given.keep) as server:
+            logs = server.logs
             shell.remark(f"serves {server.url} (in {time.monotonic() - began:.1f} s)")
-            figures = Story(shell, server).tell()
+            figures = Story(shell, server, folder).tell()
         figures["wall_s"] = round(time.monotonic() - began, 1)
-        (BUILD / "demo.json").write_text(json.dumps(figures, indent=2) + "\n")
-        farewell(shell, server, figures, keep=keep)
+        figures_file = folder.with_suffix(".json")
+        figures_file.write_text(json.dumps(figures, indent=2) + "\n")
+        farewell(shell, server, figures, folder, keep=given.keep)
     except (CommandFailed, DemoFailed, ServerFailed, ModelsUnavailable) as error:
-        shell.remark(f"\nThe demo failed: {error}\nThe server's log: build/demo/server.log", "bold red")
+        shell.remark(f"\nThe demo failed: {error}\nThe server's logs: {logs}", "bold red")
         return 1
     except KeyboardInterrupt:
         return 130
     return 0
 
 
+def begin(shell: Shell, folder: Path, *, cluster: bool) -> Server:
+    """Part 0: something to talk to."""
+    if cluster:
+        shell.headline(0, "Two processes of each part, on PostgreSQL, Kafka, an S3 store and ClickHouse")
+        shell.console.print("\n[bold green]$[/] [bold]python -m deploy.cluster up[/]")
+        return start_cluster(folder, SERVERS, lambda name, text: shell.remark(f"  {name:<12} {text}"))
+    shell.headline(0, "A server in one process, on a new data folder")
+    shell.console.print("\n[bold green]$[/] [bold]latebindd --port 0 --data-dir build/demo/data[/] &")
+    return start(folder)
+
+
 class Story:
     """What a user does with a new server, part by part."""
 
-    def __init__(self, shell: Shell, server: Server) -> None:
+    def __init__(self, shell: Shell, server: Server, folder: Path) -> None:
         self.shell = shell
         self.server = server
+        self.folder = folder
         self.client = latebind.Client(server.url, None)
         self.files = ""
         self.notes = ""
@@ -98,7 +113,7 @@ class Story:
         """Part 1."""
         shell = self.shell
         shell.headline(1, "Two models become packages: magika in two versions, basic-pitch with two variants")
-        folders = models.write_versions(FOLDER / "models")
+        folders = models.write_versions(self.folder / "models")
         operator = self.server.operator_key
         made = shell.ask("--server", self.server.url, "--api-key", operator, "account", "create", ACCOUNT, hide=operator)
         key = made["api_key"]["key"]
@@ -116,7 +131,7 @@ class Story:
         shell = self.shell
         shell.headline(2, "Collections: what apps name. Rules by SoC and API level say who gets which package")
         for name, document in (("files", rules.FILES), ("notes", rules.NOTES)):
-            path = FOLDER / f"{name}.json"
+            path = self.folder / f"{name}.json"
             path.write_text(json.dumps(document, indent=1) + "\n")
             made = shell.ask("collection", "create", name, "--rules", str(path), "--publish")
             setattr(self, name, made["id"])
@@ -131,14 +146,14 @@ class Story:
         shell.headline(3, f"A fleet: {SIMULATED} simulated devices of {len(kinds)} kinds, and {len(REAL_KINDS)} that truly run the models")
         collections = (self.files, self.notes)
         self.fleet = shell.begin(
-            "simulate-fleet", *collections, "--devices", str(SIMULATED), "--duration", "10m", output=FOLDER / "fleet.json"
+            "simulate-fleet", *collections, "--devices", str(SIMULATED), "--duration", "10m", output=self.folder / "fleet.json"
         )
         enrolment = shell.ask("enrolment-key", "create", "--quota", str(len(REAL_KINDS)), "--name", "real devices")
         access = Access(self.server.url, ACCOUNT, enrolment["key"], self.files, self.notes)
         samples = [ROOT / name for name in SAMPLES if (ROOT / name).is_file()]
         seen: Counter[str] = Counter()
         for name in REAL_KINDS:
-            self.real.append(RealDevice(kinds[name], seen[name], access, FOLDER / "devices", samples))
+            self.real.append(RealDevice(kinds[name], seen[name], access, self.folder / "devices", samples))
             seen[name] += 1
         for device in self.real:
             device.start()
@@ -154,7 +169,7 @@ class Story:
         wanted = SIMULATED + len(self.real)
         while (joined := sum(1 for _ in self.client.devices.list())) < wanted:
             if time.monotonic() > ends or (self.fleet is not None and self.fleet.poll() is not None):
-                raise DemoFailed(f"only {joined} of {wanted} devices came: see build/demo/fleet.log")
+                raise DemoFailed(f"only {joined} of {wanted} devices came: see {self.folder}/fleet.log")
             time.sleep(0.5)
         self.shell.remark(f"\nall {joined} devices have asked")
 
@@ -198,7 +213,7 @@ class Story:
         predicted = 0
         for name, document in (("files", rules.FILES_AFTER), ("notes", rules.NOTES_AFTER)):
             collection = getattr(self, name)
-            path = FOLDER / f"{name}-after.json"
+            path = self.folder / f"{name}-after.json"
             path.write_text(json.dumps(document, indent=1) + "\n")
             shell.show("collection", "edit", collection, "--rules", str(path))
             shell.show("collection", "simulate", collection)
@@ -242,8 +257,8 @@ class Story:
         self.fleet.send_signal(signal.SIGINT)
         self._stop_real_devices()
         if self.fleet.wait(60.0) != 0:
-            raise DemoFailed("the fleet ended with an error: see build/demo/fleet.log")
-        fleet = json.loads((FOLDER / "fleet.json").read_text())
+            raise DemoFailed(f"the fleet ended with an error: see {self.folder}/fleet.log")
+        fleet = json.loads((self.folder / "fleet.json").read_text())
         total = fleet["inferences"] + sum(device.inferences for device in self.real)
         self._settled(total)
         self._compare(fleet)
@@ -310,29 +325,28 @@ class Story:
         self.figures["figures_checked"] = len(served) + len(by_package["items"]) + 1
 
 
-def farewell(shell: Shell, server: Server, figures: dict[str, Any], *, keep: bool) -> None:
+def farewell(shell: Shell, server: Server, figures: dict[str, Any], folder: Path, *, keep: bool) -> None:
     """The summary, and how to go on by hand."""
     refusals = ", ".join(f"{code} × {count}" for code, count in figures["refusals"].items())
+    build = folder.relative_to(ROOT)
     shell.remark(
         f"""
 {figures["devices"]} devices of {figures["device_kinds"]} kinds, {figures["real_devices"]} of them real
 {figures["packages"]} packages, signed; refused: {refusals}
 {figures["inferences"]} inferences, {figures["failed_inferences"]} failed
 {figures["moved_devices"]} devices moved, {figures["moved_real_devices"]} of them real
-{figures["active_installs"]} active installs; percentiles by model and kind are in build/demo.json
+{figures["active_installs"]} active installs; percentiles by model and kind are in {build}.json
 {figures["commands"]} commands in {figures["wall_s"]} s
 """,
         "bold",
     )
     lines = ["Go on by hand:", ""]
     if keep:
-        lines += [f"  the server still runs at {server.url} (API: {server.url}/docs); stop it with: kill {server.pid}"]
+        lines += [f"  the server still runs at {server.url} (API: {server.url}/docs); stop it with: {server.end}"]
     else:
-        lines += [
-            "  .venv/bin/latebindd --data-dir build/demo/data --port " + server.url.rsplit(":", 1)[1] + " &     # or: make demo KEEP=1"
-        ]
+        lines += [f"  {server.again}"]
     lines += [
-        "  export LATEBIND_CONFIG=build/demo/config.toml PATH=$PWD/.venv/bin:$PATH",
+        f"  export LATEBIND_CONFIG={build}/config.toml PATH=$PWD/.venv/bin:$PATH",
         "  latebind collection list",
         "  latebind run COLLECTION                           # this machine as a device",
         "  latebind collection edit COLLECTION               # the rules in your $EDITOR, then: publish",

@@ -13,10 +13,10 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from sqlalchemy import Executable, Row, event, text
+from sqlalchemy import Connection, Executable, Row, event, text
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -31,6 +31,8 @@ from kit.ids import new_id
 from kit.tracing import record_headers
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+T = TypeVar("T")
 
 
 _COPY_INSTEAD = "an embedded installation is backed up by copying its data folder: docs/operating.md"
@@ -59,6 +61,10 @@ class Reader:
         """Return the moment by the database's own clock: one for all processes that share it."""
         asked = self._dialect.clock()
         return self._clock.now() if asked is None else _EPOCH + timedelta(microseconds=await self.scalar(asked))
+
+    async def run_sync(self, work: Callable[[Connection], T]) -> T:
+        """Run what takes a plain connection: a look at tables, not at rows."""
+        return await self._connection.run_sync(work)
 
     async def all(self, statement: Executable) -> Sequence[Row[Any]]:
         """Return every row."""

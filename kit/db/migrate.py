@@ -36,11 +36,14 @@ async def migrate(database: Database, package: str) -> None:
 
 
 async def revisions(database: Database, package: str) -> tuple[str | None, str]:
-    """Return the revision that the database has (None: no tables yet) and the newest one. Changes nothing."""
+    """Return the revision that the database has (None: no tables yet) and the newest one. Changes nothing.
+
+    Raises `DatabaseUnavailable`.
+    """
     with as_file(files(package) / "migrations") as folder:
         newest = newest_revision(folder)
-    async with database.read_engine.connect() as connection:
-        return await connection.run_sync(_current), newest
+    async with database.read() as reader:
+        return await reader.run_sync(_current), newest
 
 
 def newest_revision(folder: Path) -> str:

@@ -44,7 +44,7 @@ def create_part(settings: PackagerSettings, ports: Ports) -> Part:
         at_once=settings.jobs_at_once,
         tool_version=version("latebind-server"),
     )
-    return Part(app, background=[commits(ports.eventlog, service, ports.clock, ports.metrics), runner])
+    return Part(app, background=[commits(ports.eventlog, service, ports.clock, ports.metrics), runner], needs=("database",))
 
 
 def _own_scratch() -> Path:

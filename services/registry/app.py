@@ -68,4 +68,5 @@ def create_part(settings: RegistrySettings, ports: Ports) -> Part:
     return Part(
         DeviceFront(api, versions, seal=ports.seal, cache_bytes=settings.package_cache_bytes),
         background=[news, *periodic_workers(ports.lease, enrolment, uploads, catalogue, clock=clock, refresh_s=refresh_s)],
+        needs=("database",),
     )

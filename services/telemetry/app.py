@@ -38,7 +38,7 @@ def create_part(settings: TelemetrySettings, ports: Ports) -> Part:
         rollup(ports.lease, ports.database, tables, ports.clock),
         retention(ports.lease, ports.database, tables, ports.clock, days=settings.retention_days),
     ]
-    return Part(app=app, background=[writer, *periodic])
+    return Part(app=app, background=[writer, *periodic], needs=("event log",))
 
 
 def create_replay(settings: TelemetrySettings, ports: Ports) -> Replay:

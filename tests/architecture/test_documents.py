@@ -17,6 +17,7 @@ import services
 from kit.errors import Problem
 from kit.metrics import Metric
 from kit.settings import Settings
+from services.topics import TOPICS
 
 ROOT = Path(__file__).parents[2]
 
@@ -81,6 +82,10 @@ def test_every_topic_is_explained() -> None:
     used = topics_in_code()
     assert used
     assert used <= listed("topics.md")
+
+
+def test_every_topic_is_made_by_the_migration() -> None:
+    assert set(TOPICS) == topics_in_code()
 
 
 def test_every_metric_is_explained() -> None:

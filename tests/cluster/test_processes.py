@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
+import httpx2
 import pytest
 
-from deploy.cluster import Cluster
+from deploy.cluster import PARTS, Cluster, Stores
+from deploy.servers import Server
 from tests.cluster.conftest import ClusterApi
 from tests.e2e.world import World, eventually
 from tests.models import onnx_add
+from tests.telemetry.factories import batch, package, samples
 
 pytestmark = pytest.mark.cluster
 
@@ -27,3 +38,90 @@ def test_a_model_reaches_a_device_and_its_runs_reach_the_analytics(world: World,
         for _ in range(5):
             handle.run({"x": [[1.0, 2.0, 3.0, 4.0]]})
     eventually(lambda: world.inferences() == 5)
+
+
+def test_a_stop_finishes_what_is_in_flight(own_cluster: Callable[..., Cluster]) -> None:
+    """SIGTERM to gateways, services and writers while requests, an upload and a half-full batch are on their way (SEC-D2)."""
+    cluster = own_cluster(replicas={"packager": 1, "deployer": 1}, environment={"LATEBIND_TELEMETRY_LINGER_S": "5"}).start()
+    world = World(ClusterApi(cluster))
+    data = os.urandom(4 << 20)
+    upload = world.ok(world.client.post("/v1/uploads", json={"size": len(data)}))["upload_id"]
+    digest = base64.b64encode(hashlib.sha256(data).digest()).decode()
+    headers = {"upload-offset": "0", "content-digest": f"sha-256=:{digest}:", "content-type": "application/octet-stream"}
+    half_sent, go_on = threading.Event(), threading.Event()
+
+    def body() -> Iterator[bytes]:
+        yield data[: 2 << 20]
+        half_sent.set()
+        assert go_on.wait(60)
+        yield data[2 << 20 :]
+
+    token = eventually(lambda: _token(world))
+    with ThreadPoolExecutor(16) as pool:
+        part = pool.submit(world.client.put, f"/v1/uploads/{upload}", content=body(), headers=headers | {"content-length": str(len(data))})
+        assert half_sent.wait(30)
+        accepted = _send_telemetry(world, token, batches=20)
+        lists = [pool.submit(httpx2.get, f"{cluster.url}/v1/models", headers=_bearer(world.key), timeout=30) for _ in range(4)]
+        began = time.monotonic()
+        stopping = {one.name: pool.submit(one.stop) for one in cluster.processes("gateway", "registry", "telemetry", "writer")}
+        time.sleep(0.5)  # the stop is under way
+        go_on.set()
+        assert part.result().status_code in {200, 204}, part.result().text
+        assert {one.result().status_code for one in lists} == {200}
+        assert {name: code.result() for name, code in stopping.items()} == dict.fromkeys(stopping, 0)
+        assert time.monotonic() - began < 30
+    cluster.start()
+    done = world.ok(world.client.post(f"/v1/uploads/{upload}:complete", json={"sha256": hashlib.sha256(data).hexdigest()}))
+    assert done["size"] == len(data)
+    eventually(lambda: world.inferences() == accepted)
+
+
+def test_processes_start_without_their_servers_and_become_ready_by_themselves(
+    own_cluster: Callable[..., Cluster], own_server: Callable[[str], Server]
+) -> None:
+    servers = [own_server(kind) for kind in ("postgres", "kafka", "seaweedfs", "clickhouse")]
+    stores = Stores.within({name: url for server in servers for name, url in server.addresses.items()}, "late")
+    cluster = own_cluster(stores=stores, replicas=dict.fromkeys(PARTS, 1))
+    cluster.prepare()
+    for server in servers:
+        server.kill()
+    for process in cluster.processes():
+        process.start(wait=False)
+    needed = {"registry": "database registry", "packager": "database packager", "deployer": "deployer", "telemetry": "event log"}
+    for process in cluster.processes():
+        eventually(lambda process=process: process.readiness()[0], within_s=60)
+        assert {httpx2.get(f"{process.internal_url}/{probe}").status_code for probe in ("livez", "startupz")} == {200}
+        code, document = process.readiness()
+        if process.name == "gateway-0":
+            continue
+        assert (code, document["status"]) == (503, "down"), process.name
+        part = process.name.rpartition("-")[0]
+        assert document["checks"][needed.get(part, "column store")]["status"] == "down"
+    for server in servers:
+        server.start()
+    for process in cluster.processes():
+        eventually(lambda process=process: process.readiness()[1].get("status") == "ready", within_s=60)
+
+
+def _token(world: World) -> str:
+    with contextlib.suppress(AssertionError):  # the signing keys of a new account come over the log
+        return world.device_token(world.enrolment_key())[1]
+    return ""
+
+
+def _send_telemetry(world: World, token: str, *, batches: int) -> int:
+    """Send batches of three samples; returns how many samples were accepted."""
+    now_ms = int(time.time() * 1000)
+    accepted = 0
+    for _ in range(batches):
+        body = batch(samples([500, 600, 700], of=package(), base_ms=now_ms - 1000), created_ms=now_ms).SerializeToString()
+        headers = _bearer(token) | {"content-type": "application/x-protobuf"}
+        accepted += 3 * (
+            httpx2.post(f"{world.server.url}/v1/device/telemetry", content=body, headers=headers, timeout=30).status_code == 202
+        )
+    assert accepted
+    return accepted
+
+
+def _bearer(credential: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {credential}"}

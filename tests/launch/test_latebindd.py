@@ -126,7 +126,7 @@ def test_probes_and_metrics_are_where_operators_look(tmp_path: Path) -> None:
             assert client.get(f"{address}/livez").json() == {"status": "ok"}
             assert client.get(f"{address}/startupz").status_code == 200
             ready = client.get(f"{address}/readyz")
-            assert (ready.status_code, ready.json()["checks"]["event log"]) == (200, {"status": "ok"})
+            assert (ready.status_code, ready.json()["status"], ready.json()["checks"]["event log"]) == (200, "ready", {"status": "ready"})
             assert ready.json()["checks"]["worker packager-jobs"]["detail"] in {"sandbox: strong", "sandbox: fallback"}
         assert client.get(f"{server.url}/metrics").status_code == 404
         text = client.get(f"{server.internal_url}/metrics").text
