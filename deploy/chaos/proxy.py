@@ -177,7 +177,9 @@ class FaultProxy:
     async def _hold(self, link: _Link) -> None:
         """Return when the piece in hand may go on; never on a connection whose other side is gone."""
         while True:
-            if link.dead and self.fault not in {Fault.DOWN, Fault.RESET}:
+            if self.fault in {Fault.DOWN, Fault.RESET}:
+                raise ConnectionResetError
+            if link.dead:
                 await asyncio.Event().wait()
             if self.fault not in {Fault.BLACKHOLE, Fault.SLOW}:
                 return

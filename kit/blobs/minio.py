@@ -13,7 +13,6 @@ import hashlib
 import tempfile
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -33,6 +32,7 @@ from kit.blobs.examination import examine_use
 from kit.checks import Findings, fault, ok
 from kit.errors import Unavailable
 from kit.logs import get_logger
+from kit.silence import Silent, Threads
 from kit.url_options import read_options
 
 #: Larger blobs are sent in parts of this size; the SDK holds one part in memory. 10,000 parts make 160 GiB.
@@ -40,6 +40,8 @@ _PART_BYTES = 16 << 20
 #: Blobs up to this size wait in memory instead of a temporary file.
 _IN_MEMORY_BYTES = 1 << 20
 _PING_S = 1.0
+#: How long a call waits for a thread, and how long one may take that tries a silent store for all.
+_WAIT_S, _TRIAL_S = 5.0, 20.0
 _UNFINISHED_DAYS = 2
 _MISSING = frozenset({"NoSuchKey", "NoSuchObject", "NotFound", "404"})
 _BUCKET_THERE = frozenset({"BucketAlreadyOwnedByYou", "BucketAlreadyExists"})
@@ -78,7 +80,7 @@ def _as_ours() -> Iterator[None]:
             raise BlobNotFound("there is no such blob") from None
         log.warning("the blob store refused", code=error.code)
         raise Unavailable(f"the blob store refuses with {error.code}") from error
-    except (InvalidResponseError, ServerError, urllib3.exceptions.HTTPError, OSError) as error:
+    except (Silent, InvalidResponseError, ServerError, urllib3.exceptions.HTTPError, OSError) as error:
         raise Unavailable("the blob store cannot be reached now; try again") from error
 
 
@@ -112,7 +114,7 @@ class S3Blobs:
     def __init__(self, clients: tuple[Minio, Minio, Minio], bucket: str, threads: int) -> None:
         self._client, self._quick, self._public = clients
         self._bucket = bucket
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="s3")
+        self._threads = Threads("s3", threads, wait_s=_WAIT_S, trial_s=_TRIAL_S, is_silent=_is_silent)
         self._bucket_made = False
         self._making = threading.Lock()
 
@@ -128,10 +130,10 @@ class S3Blobs:
             await self._run(lambda: self._send(namespace, info, spool))
             return info
         finally:
-            await self._run(spool.close)
+            await asyncio.to_thread(spool.close)
 
     async def _write(self, spool: _Spool, chunks: list[bytes]) -> None:
-        await self._run(lambda: spool.write(chunks))
+        await asyncio.to_thread(spool.write, chunks)
 
     def _send(self, namespace: str, info: BlobInfo, spool: _Spool) -> None:
         key = _key(namespace, info.sha256)
@@ -162,7 +164,7 @@ class S3Blobs:
         finally:
             # Not awaited: whoever stopped reading need not wait for a read that is under way.
             with contextlib.suppress(RuntimeError):
-                self._threads.submit(_finish, response, whole=not left)
+                self._threads.submit(partial(_finish, response, whole=not left))
 
     async def stat(self, namespace: str, sha256: str) -> BlobInfo:
         """Return size and digest; see `kit.blobs.BlobStore`."""
@@ -215,7 +217,7 @@ class S3Blobs:
 
     def close(self) -> None:
         """End the threads after what they do now."""
-        self._threads.shutdown(wait=True)
+        self._threads.close()
 
     def _make_bucket(self) -> None:
         with self._making:
@@ -242,7 +244,7 @@ class S3Blobs:
 
     async def _run(self, work: Callable[[], T]) -> T:
         with _as_ours():
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            return await self._threads.run(work)
 
 
 def _key(namespace: str, sha256: str) -> str:
@@ -274,9 +276,25 @@ async def open_s3_blobs(url: str) -> AsyncIterator[S3Blobs]:
         await asyncio.to_thread(blobs.close)
 
 
+class _Retry(urllib3.Retry):
+    """Repeats what broke, never what was silent: that would be as silent again."""
+
+    def increment(self, method: str | None = None, url: str | None = None, *rest: Any, **named: Any) -> _Retry:
+        """Return the counters after a failure, or raise it."""
+        error = named.get("error")
+        if isinstance(error, urllib3.exceptions.ReadTimeoutError):
+            raise error
+        return super().increment(method, url, *rest, **named)
+
+
+def _is_silent(error: Exception) -> bool:
+    reason = getattr(error, "reason", error)  # of a call that was tried several times
+    return isinstance(reason, urllib3.exceptions.TimeoutError)
+
+
 def _client(keys: SplitResult, place: SplitResult, options: S3Options, *, quick: bool = False) -> Minio:
     timeout = urllib3.Timeout(connect=_PING_S, read=_PING_S) if quick else urllib3.Timeout(connect=options.connect_s, read=options.read_s)
-    retries = False if quick else urllib3.Retry(2, read=1, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504))
+    retries = False if quick else _Retry(2, read=1, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504))
     default_port = 443 if place.scheme in {"s3", "https"} else 80
     return Minio(
         f"{place.hostname}:{place.port or default_port}",

@@ -2,7 +2,7 @@
 
 A pooled connection may be dead without anybody having said so: the server failed over, or a firewall forgot it. The first statement of
 each transaction is the test. One that gives no answer in time is cut off, and the pool's others of its age with it; then a new one is
-made. After a silence nobody else waits: for a moment every caller is refused at once, and afterwards one of them tries for all.
+made. When that is silent too, nobody else waits (`kit.silence`).
 """
 
 from __future__ import annotations
@@ -15,14 +15,10 @@ from sqlalchemy import Executable, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from kit.silence import Silence, Silent
+
 #: The first answer on a connection takes at most so long.
 _ANSWER_S = 1.0
-#: After a silence everybody is refused for so long.
-_REFUSE_S = 1.0
-
-
-class Silent(Exception):
-    """The server does not answer, or did not a moment ago."""
 
 
 class Lender:
@@ -32,9 +28,7 @@ class Lender:
         self._engine = engine
         self._places = asyncio.Semaphore(places)
         self._wait_s = wait_s
-        self._trial_s = connect_s + 2 * _ANSWER_S
-        #: Until when callers are refused, by the loop's clock; 0 while all is well.
-        self._silent_until = 0.0
+        self._silence = Silence(trial_s=connect_s + 2 * _ANSWER_S)
         event.listen(engine.sync_engine.pool, "close", _cut)
 
     async def lend(self, stack: AsyncExitStack, greeting: Executable) -> AsyncConnection:
@@ -42,23 +36,17 @@ class Lender:
 
         Raises `Silent`, `TimeoutError` when no place becomes free, or what driver and system raise.
         """
-        self._refuse_after_silence()
+        self._silence.refuse()
         async with asyncio.timeout(self._wait_s):
             await stack.enter_async_context(self._places)
-        self._refuse_after_silence()  # others may have found out meanwhile
-        if self._silent_until:
-            self._silent_until = _now() + self._trial_s  # this one tries for all
+        self._silence.enter()  # others may have found out meanwhile
         try:
             connection = await self._answering(stack, greeting)
         except (Silent, TimeoutError) as error:
-            self._silent_until = _now() + _REFUSE_S
+            self._silence.began()
             raise Silent from error
-        self._silent_until = 0.0
+        self._silence.ended()
         return connection
-
-    def _refuse_after_silence(self) -> None:
-        if _now() < self._silent_until:
-            raise Silent
 
     async def _answering(self, stack: AsyncExitStack, greeting: Executable) -> AsyncConnection:
         for last in (False, True):
@@ -103,7 +91,3 @@ async def _greeted(connection: AsyncConnection, greeting: Executable) -> None:
 def _cut(dbapi_connection: Any, _record: Any) -> None:
     """Close without a good-bye: to one that is dead it would take seconds."""
     dbapi_connection.driver_connection.terminate()
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

@@ -24,6 +24,7 @@ from kit.eventlog import Consumer, LogFull, Message, Record, check_partitions
 from kit.eventlog.kafka_checks import examine_topics
 from kit.eventlog.kafka_consumer import KafkaConsumer, record_of
 from kit.logs import get_logger
+from kit.silence import Silence, Silent
 from kit.url_options import read_options
 
 #: One message may be this big, key and headers included; brokers need `message.max.bytes` of at least this.
@@ -67,6 +68,7 @@ class KafkaLog:
         self._admin: AIOKafkaAdminClient | None = None
         self._reader: AIOKafkaConsumer | None = None
         self._connecting = asyncio.Lock()
+        self._silence = Silence(trial_s=options.append_s)
         self._known_topics: set[str] = set()
         self._waiting_bytes = 0
         self._room = asyncio.Event()
@@ -83,7 +85,8 @@ class KafkaLog:
         if max(sizes) > MAX_MESSAGE_BYTES - _OVERHEAD:
             raise TooLarge(f"a record of the event log has at most {MAX_MESSAGE_BYTES} bytes")
         await self._wait_for_room(sum(sizes))
-        with _unavailable():
+        with _unavailable(self._silence):
+            self._silence.enter()
             async with asyncio.timeout(self.options.append_s):
                 await self._make_missing({topic: None})
                 producer = await self._connected_producer()
@@ -101,6 +104,7 @@ class KafkaLog:
                 await asyncio.wait(sent)
             for future in sent:
                 future.result()
+            self._silence.ended()
 
     @asynccontextmanager
     async def consumer(self, group: str, topics: Sequence[str]) -> AsyncIterator[Consumer]:
@@ -122,7 +126,7 @@ class KafkaLog:
     async def progress(self, group: str, topic: str) -> Mapping[int, tuple[int, int]]:
         """Return how far the group is in each partition; see `kit.eventlog.EventLog`."""
         with _unavailable():
-            async with asyncio.timeout(_ADMIN_S):
+            async with self._asking(_ADMIN_S):
                 await self._make_missing({topic: None})
                 admin = await self._connected_admin()
                 reader = await self._connected_reader()
@@ -164,7 +168,7 @@ class KafkaLog:
     async def ping(self) -> None:
         """Raise `Unavailable` when the cluster does not answer within a second."""
         with _unavailable():
-            async with asyncio.timeout(_PING_S):
+            async with self._asking(_PING_S):
                 await (await self._connected_admin()).list_topics()
 
     async def examine(self, topics: Sequence[str]) -> Findings:
@@ -225,6 +229,22 @@ class KafkaLog:
                     async with asyncio.timeout(self.options.append_s):
                         await close()
 
+    @asynccontextmanager
+    async def _asking(self, within_s: float) -> AsyncIterator[None]:
+        """Bound what is asked of the cluster; after a silence the connections are made anew, for the old ones may be dead."""
+        try:
+            async with asyncio.timeout(within_s):
+                yield
+        except (TimeoutError, KafkaError):
+            admin, self._admin = self._admin, None
+            reader, self._reader = self._reader, None
+            for close in (admin and admin.close, reader and reader.stop):
+                if close:
+                    with contextlib.suppress(KafkaError, TimeoutError, OSError):
+                        async with asyncio.timeout(_PING_S):
+                            await close()
+            raise
+
     async def _connected_producer(self) -> AIOKafkaProducer:
         async with self._connecting:
             if self._producer is None:
@@ -236,7 +256,8 @@ class KafkaLog:
                     linger_ms=self.options.linger_ms,
                     max_batch_size=1 << 20,
                     max_request_size=MAX_MESSAGE_BYTES,
-                    request_timeout_ms=int(self.options.append_s * 1000),
+                    # Half of it: a connection that died in silence is replaced in time for the append that notices it.
+                    request_timeout_ms=int(self.options.append_s * 500),
                 )
                 self._producer = await _started(producer, producer.stop)
             return self._producer
@@ -302,7 +323,14 @@ async def _started(client: T, close: Callable[[], Awaitable[None]]) -> T:
 class _unavailable(contextlib.AbstractContextManager[None]):
     """Turns what the library raises for a cluster that is not there, or not in time, into `Unavailable`."""
 
+    def __init__(self, silence: Silence | None = None) -> None:
+        self._silence = silence
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, Silent):
+            raise Unavailable("the event log does not answer now; try again") from error
+        if isinstance(error, TimeoutError) and self._silence is not None:
+            self._silence.began()
         if isinstance(error, MessageSizeTooLargeError):
             raise TooLarge("the broker takes no record of this size; raise its message.max.bytes") from error
         if isinstance(error, KafkaError | TimeoutError | OSError):

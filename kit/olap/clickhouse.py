@@ -37,6 +37,7 @@ from kit.olap import Coded, Columns, StatementFailed
 from kit.olap.migrate import examine_schema
 from kit.olap.native import encoded
 from kit.olap.values import NAME, PASSING, WRAPPED, Queue, insertable, quoted, rendered
+from kit.silence import Silent, Threads
 from kit.url_options import read_options
 
 _PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*):([A-Za-z0-9(), ']+)\}")
@@ -51,8 +52,12 @@ _SHAPES = (
 _QUOTE = "'"
 _QUERY_SECONDS = 60
 _PING_S = 1.0
+#: How long a statement waits for a connection, of which there are few.
+_WAIT_S = 10.0
 _EXAMINE_S = 5.0
 _OLDEST = (18, 16)
+#: Nobody is there, or what answers is not ClickHouse, or it speaks in the middle of something.
+_AWAY = (errors.NetworkError, errors.UnexpectedPacketFromServerError, errors.UnknownPacketFromServerError, EOFError, OSError)
 #: Codes of wrong credentials, old servers' and new ones'.
 _REFUSED = frozenset({192, 193, 194, 516})
 
@@ -67,8 +72,8 @@ class Options:
     #: Statements at a time, per process; each has a thread and a connection.
     connections: int = 4
     connect_s: float = 2.0
-    #: How long the server may be silent.
-    answer_s: float = 65.0
+    #: How long the server may be silent; at work it tells its progress all the time.
+    answer_s: float = 10.0
     secure: bool = False
 
 
@@ -115,7 +120,8 @@ class ClickHouseStore:
 
     def __init__(self, address: Mapping[str, Any], database: str, options: Options) -> None:
         self._address, self._database, self._options = address, database, options
-        self._threads = ThreadPoolExecutor(options.connections, thread_name_prefix="clickhouse")
+        trial_s = options.connect_s + options.answer_s + _PING_S
+        self._threads = Threads("clickhouse", options.connections, wait_s=_WAIT_S, trial_s=trial_s, is_silent=_is_silent)
         self._pinging = ThreadPoolExecutor(1, thread_name_prefix="clickhouse-ping")
         self._queue = Queue(options.connections)
         self._idle: LifoQueue[Client] = LifoQueue()
@@ -188,14 +194,17 @@ class ClickHouseStore:
     def close(self) -> None:
         """Finish what is queued and close the connections."""
         self._pinging.shutdown(wait=True)
-        self._threads.shutdown(wait=True)
+        self._threads.close()
         with suppress(Empty):
             while True:
                 self._idle.get_nowait().disconnect()
 
     async def _run(self, work: Callable[[Client], T]) -> T:
         with self._queue:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, self._do, work)
+            try:
+                return await self._threads.run(lambda: self._do(work))
+            except Silent as silent:
+                raise Unavailable("the column store does not answer now") from silent
 
     def _do(self, work: Callable[[Client], T]) -> T:
         client: Client | None = None
@@ -224,7 +233,12 @@ class ClickHouseStore:
             return self._connect(self._database)
 
     def _connect(self, database: str, **timeouts: float) -> Client:
-        own = {"connect_timeout": self._options.connect_s, "send_receive_timeout": self._options.answer_s}
+        own = {
+            "connect_timeout": self._options.connect_s,
+            "send_receive_timeout": self._options.answer_s,
+            # Whether an idle connection still lives.
+            "sync_request_timeout": _PING_S,
+        }
         settings = {"max_execution_time": _QUERY_SECONDS}
         return _Connection(**self._address, database=database, secure=self._options.secure, settings=settings, **(own | timeouts))
 
@@ -308,10 +322,14 @@ def _reader(kind: str, zone: ZoneInfo) -> Callable[[Any], Any] | None:
     return None
 
 
+def _is_silent(error: Exception) -> bool:
+    return isinstance(error.__cause__, errors.SocketTimeoutError | TimeoutError)
+
+
 def _translated(error: Exception) -> Exception:
     if isinstance(error, StatementFailed | Unavailable):
         return error
-    if isinstance(error, errors.NetworkError | EOFError | OSError) or (isinstance(error, errors.Error) and error.code in PASSING):
+    if isinstance(error, _AWAY) or (isinstance(error, errors.Error) and error.code in PASSING):
         log.warning("column store unavailable", code=getattr(error, "code", 0), error=str(error)[:300])
         return Unavailable("the column store cannot do this now")
     if isinstance(error, errors.ServerException):

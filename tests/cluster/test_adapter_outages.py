@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import text
 
 from deploy.chaos import Fault, FaultProxy
+from deploy.servers import Server
+from kit.blobs import open_blobs
 from kit.clock import SystemClock
 from kit.db import Database, DatabaseUnavailable, open_database
 from kit.errors import Unavailable
+from kit.eventlog import Message, open_eventlog
+from kit.olap import open_olap
 from tests import real_servers
 
 pytestmark = pytest.mark.cluster
 FAULTS = [fault for fault in Fault if fault is not Fault.NONE]
+#: To a driver that waits for an answer, slowness is silence: `SLOW` is left to PostgreSQL and to the outages of whole clusters.
+QUICK_FAULTS = [fault for fault in FAULTS if fault is not Fault.SLOW]
 #: The gateway gives up after this, whatever a service does.
 GATEWAY_S = 15.0
 RECOVERY_S = 30.0
@@ -75,7 +83,7 @@ async def postgres(**options: str) -> AsyncIterator[tuple[FaultProxy, Database]]
 async def test_postgresql_that_fails_keeps_nobody_waiting(fault: Fault) -> None:
     async with postgres() as (proxy, database):
         calls = (lambda: read(database), lambda: write(database))
-        assert all(worked for worked, _ in await asyncio.gather(*(timed(call) for call in calls * 8)))
+        await back_after(*calls)
         proxy.set(fault)
         first = await asyncio.gather(*(timed(call) for call in calls * 8))
         print(f"{fault}: worst {max(seconds for _, seconds in first):.2f} s")
@@ -125,3 +133,78 @@ async def test_aborted_transactions_leave_no_connection_behind() -> None:
         assert not rest.is_set()
         await back_after(lambda: write(database))
         assert database.connections()["write"][0] == 0
+
+
+async def outage(name: str, proxy: FaultProxy, fault: Fault, calls: Sequence[Callable[[], Awaitable[object]]], *, within_s: float) -> None:
+    """Break it, call from many sides twice, mend it: every call ends in time, and all work again."""
+    await back_after(*calls * 4)
+    proxy.set(fault)
+    for _ in range(2):
+        worst = max(seconds for _, seconds in await asyncio.gather(*(timed(call) for call in calls * 6)))
+        print(f"{name}, {fault}: worst {worst:.2f} s")
+        assert worst < within_s
+        assert proxy.connections < 60
+    proxy.set(Fault.NONE)
+    print(f"{name}, {fault}: back after {await back_after(*calls):.2f} s")
+
+
+@pytest.mark.parametrize("fault", QUICK_FAULTS)
+async def test_clickhouse_that_fails_keeps_nobody_waiting(fault: Fault) -> None:
+    with behind_proxy(real_servers.clickhouse(answer_s="2")) as (proxy, url):
+        async with open_olap(url) as olap:
+            await olap.execute("CREATE TABLE IF NOT EXISTS numbers (number UInt32) ENGINE = MergeTree ORDER BY number")
+            calls = (
+                lambda: olap.query("SELECT 1 AS one"),
+                lambda: olap.insert("numbers", {"number": [1]}, token="one"),
+                olap.ping,
+            )
+            await outage("ClickHouse", proxy, fault, calls, within_s=GATEWAY_S)
+
+
+@pytest.mark.parametrize("fault", QUICK_FAULTS)
+async def test_an_object_store_that_fails_keeps_nobody_waiting(fault: Fault) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield os.urandom(2000)
+
+    with behind_proxy(real_servers.s3("seaweedfs", read_s="2")) as (proxy, url):
+        async with open_blobs(url, link_secret=b"l" * 32) as blobs:
+            kept = (await blobs.put("acme", body())).sha256
+
+            async def fetch() -> None:
+                assert len(b"".join([chunk async for chunk in blobs.open("acme", kept)])) == 2000
+
+            calls = (lambda: blobs.put("acme", body()), fetch, lambda: blobs.link("acme", kept, expires_in_s=60), blobs.ping)
+            await outage("S3", proxy, fault, calls, within_s=GATEWAY_S)
+
+
+@pytest.fixture(scope="module")
+def proxied_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultProxy]:
+    """A broker that tells its clients the proxy's port."""
+    with FaultProxy(lambda: server.ports["broker"]) as proxy:
+        server = Server("kafka", tmp_path_factory.mktemp("proxied") / "kafka", advertised=proxy.port)
+        with server:
+            yield proxy
+
+
+@pytest.mark.parametrize("fault", QUICK_FAULTS)
+async def test_kafka_that_fails_keeps_nobody_waiting_and_loses_nothing(fault: Fault, proxied_kafka: FaultProxy) -> None:
+    url = f"kafka://127.0.0.1:{proxied_kafka.port}?prefix={real_servers.namespace()}.&partitions=2&append_s=4&session_s=6"
+    acknowledged: set[str] = set()
+
+    async with open_eventlog(url) as log, log.consumer("readers", ["news"]) as consumer:
+
+        async def append() -> None:
+            name = uuid4().hex
+            await log.append("news", [Message(name, name.encode())])
+            acknowledged.add(name)
+
+        calls = (append, lambda: log.lag("readers", "news"), log.ping)
+        await outage("Kafka", proxied_kafka, fault, calls, within_s=GATEWAY_S)
+        read: set[str] = set()
+        until = time.monotonic() + 2 * RECOVERY_S  # a reader takes 30 s to find out that its connection is stuck
+        while not acknowledged <= read:
+            assert time.monotonic() < until, f"{len(acknowledged - read)} of {len(acknowledged)} acknowledged records were not read"
+            with contextlib.suppress(Unavailable):
+                batch = await consumer.batch(max_records=100, max_bytes=1 << 20, max_wait_s=1)
+                read |= {record.key for record in batch.records}
+        print(f"Kafka, {fault}: {len(acknowledged)} acknowledged, {len(read - acknowledged)} of unknown fate, all read")
