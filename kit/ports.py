@@ -94,6 +94,8 @@ class Ports:
     seal: PrincipalSeal
     secrets: Secrets
     holder: str
+    #: A folder of this process's own for what it can do without: copies, scratch.
+    data_dir: Path = Path("data")
     #: Held by one process of the service at a time: the one that relays the outbox and does the periodic work.
     lease: Lease = field(init=False)
 
@@ -134,5 +136,5 @@ async def open_ports(
         ports: dict[str, Ports] = {}
         for service in services:
             database = await stack.enter_async_context(open_database(settings.database_of(service), clock))
-            ports[service] = Ports(database, blobs, eventlog, olap, clock, metrics, seal, secrets, settings.holder)
+            ports[service] = Ports(database, blobs, eventlog, olap, clock, metrics, seal, secrets, settings.holder, settings.data_dir)
         yield ports

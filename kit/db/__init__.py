@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from sqlalchemy import Connection, Executable, Row, event, text
 from sqlalchemy.engine import CursorResult
@@ -210,6 +210,12 @@ class Database:
         self._clock = clock
         self._write_lock = write_lock
         self._outbox_listeners: list[Callable[[], None]] = []
+
+    @property
+    def place(self) -> str:
+        """The URL without user and password: which database this is."""
+        parts = urlsplit(self.url)
+        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[Transaction]:

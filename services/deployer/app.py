@@ -38,7 +38,8 @@ def create_part(settings: DeployerSettings, ports: Ports) -> Part:
     loader = Loader(ports.database, snapshot, signer=signer, clock=ports.clock, holder=ports.holder)
     name = PRESENT + ports.holder[-_LONGEST_NAME:]
     present = Lease(ports.database, ports.clock, name=name, holder=ports.holder, ttl=_PRESENT)
-    freshness = Freshness(loader, snapshot, present, ports.clock)
+    file = ports.data_dir / "deployer-rules.snapshot"
+    freshness = Freshness(loader, snapshot, present, ports.clock, file=file, place=ports.database.place)
     fleet = FleetService(ports.database, sightings, ports.clock, history_days=settings.history_days, ready_wait_s=settings.ready_wait_s)
     resolver = Resolver(
         snapshot,

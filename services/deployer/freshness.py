@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from structlog import get_logger
 
@@ -17,6 +18,7 @@ from kit.clock import Clock
 from kit.db import DatabaseUnavailable
 from kit.db.lease import Lease
 from kit.single_flight import SingleFlight
+from services.deployer import snapshot_file
 from services.deployer.domain import LEAD
 from services.deployer.errors import Outdated
 from services.deployer.loader import Loader
@@ -28,29 +30,77 @@ log = get_logger(__name__)
 PROVES = LEAD - timedelta(seconds=0.15)
 #: A question to the database, and a device that waits for it, wait no longer than this.
 DEADLINE_S = 1.0
+#: A start with a file to answer from waits so long for the database.
+_START_S = 2.0
+#: `_saved` after a failure.
+_NEVER = -1
 
 
 class Freshness:
-    """The one who looks. `present` is this process's name among those that answer devices. For one event loop."""
+    """The one who looks. `present` is this process's name among those that answer devices, `file` the snapshot on disk and `place`
+    the database that it is of. For one event loop.
+    """
 
-    def __init__(self, loader: Loader, snapshot: Snapshot, present: Lease, clock: Clock) -> None:
+    def __init__(self, loader: Loader, snapshot: Snapshot, present: Lease, clock: Clock, *, file: Path, place: str) -> None:
         self._loader, self._snapshot, self._present, self._clock = loader, snapshot, present, clock
+        self._file, self._place = file, place
+        self._saved = 0
         self._surveys: SingleFlight[str, list[tuple[str, str]]] = SingleFlight()
         self._surveying = False
         #: What is wrong with the database, None while it answers.
         self.trouble: str | None = None
 
     async def look(self) -> None:
-        """Look, and load what is new. Raises `DatabaseUnavailable` while nothing is loaded at all; afterwards that is only noted."""
+        """Look, and load what is new. Raises `DatabaseUnavailable` while nothing is there to answer from; afterwards that is only noted."""
         if not self._snapshot.complete:
-            # First be known, then look: who publishes afterwards gives us time to hear of it.
-            await self._present.hold()
-            began = self._clock.now()
-            await self._loader.look()
-            self._proved(began)
+            await self._start()
             return
         with contextlib.suppress(DatabaseUnavailable):
             await self._loader.load(await self._survey())
+
+    async def _start(self) -> None:
+        """Load everything: from the database, or, while that cannot be used, what the file on disk has."""
+        restored = await self._restore()
+        began = self._clock.now()
+        try:
+            async with asyncio.timeout(_START_S if restored else None):
+                # First be known, then look: who publishes afterwards gives us time to hear of it.
+                await self._present.hold()
+                behind = await self._loader.survey()
+        except (TimeoutError, DatabaseUnavailable):
+            if not restored:
+                raise
+            self._failed("the database cannot be used; the rules are those of the file on disk")
+        else:
+            self._proved(began)
+            await self._loader.load(behind)
+        self._snapshot.complete = True
+
+    async def _restore(self) -> bool:
+        """Read the file on disk; returns whether there was one of use."""
+        try:
+            states = await asyncio.to_thread(snapshot_file.read, self._file, self._place)
+        except FileNotFoundError:
+            return False
+        except (snapshot_file.SnapshotRefused, OSError) as error:
+            log.error("the snapshot on disk is not used", path=str(self._file), reason=str(error))
+            return False
+        await self._loader.restore(states)
+        return True
+
+    async def save(self) -> None:
+        """Write the file on disk when something has changed. A disk that takes nothing is said once; nothing else depends on it."""
+        changes = self._snapshot.changes
+        if changes == self._saved or not self._snapshot.complete:
+            return
+        try:
+            await asyncio.to_thread(snapshot_file.write, self._file, self._place, self._snapshot.records())
+        except OSError as error:
+            if self._saved != _NEVER:
+                log.warning("the snapshot on disk cannot be written", path=str(self._file), reason=str(error))
+            self._saved = _NEVER
+            return
+        self._saved = changes
 
     async def be_present(self) -> None:
         """Renew this process's name among those that answer devices."""

@@ -22,6 +22,7 @@ from services.deployer.binding import Bound, Compiled, bind, compile_rules
 from services.deployer.domain import LEAD, Mark, Published
 from services.deployer.rules import RulesProblem, parse_rules
 from services.deployer.snapshot import Live, Snapshot
+from services.deployer.snapshot_file import Stored, pack
 from services.deployer.targets import named_versions
 
 log = get_logger(__name__)
@@ -49,10 +50,16 @@ def _compile(document: object) -> Compiled:
     return compile_rules(parse_rules(document))
 
 
-async def bound(reader: Reader, account: str, rules: Compiled, *, collection: str, revision: int, content: str, mark: int = 0) -> Bound:
+async def bound(reader: Reader, account: str, rules: Compiled, *, collection: str, revision: int, content: str) -> Bound:
     """Bind compiled rules to what the account can serve now."""
     found = await store.catalogue(reader, account, rules.models, named_versions(rules.rules))
-    return bind(rules, found, collection=collection, revision=revision, content=content, mark=mark)
+    return bind(rules, found, collection=collection, revision=revision, content=content)
+
+
+async def _packed(state: Stored) -> bytes:
+    if len(state.document["rules"]) > _MANY:
+        return await asyncio.to_thread(pack, state)
+    return pack(state)
 
 
 def _settle() -> None:
@@ -88,6 +95,7 @@ class Loader:
         since = None if self._looked_at is None else self._looked_at - _OVERLAP
         began = self._clock.now()
         there: datetime | None = None
+        marks: list[Mark] = []
         behind: list[tuple[str, str]] = []
         after = ("", "")
         while True:
@@ -96,12 +104,15 @@ class Loader:
                     there = await reader.database_now()
                     self._offset = _offset(began, self._clock.now(), there)
                 found = await store.marks(reader, since=since, after=after, limit=_PAGE)
-            for mark in found:
-                if self._snapshot.announce(mark.account, mark.collection, mark.mark, self._here(mark)):
-                    behind.append((mark.account, mark.collection))
+            marks += found
             if len(found) < _PAGE:
                 break
             after = found[-1].account, found[-1].collection
+        if since is None:
+            self._snapshot.keep_only({(mark.account, mark.collection): mark.mark for mark in marks})
+        for mark in marks:
+            if self._snapshot.announce(mark.account, mark.collection, mark.mark, self._here(mark)):
+                behind.append((mark.account, mark.collection))
         self._looked_at = there
         return behind
 
@@ -112,12 +123,14 @@ class Loader:
         if keys:
             _settle()
 
-    async def look(self) -> int:
-        """Load every collection at first, then those that were touched since; returns how many were loaded."""
-        behind = await self.survey()
-        await self.load(behind)
-        self._snapshot.complete = True
-        return len(behind)
+    async def restore(self, states: Collection[Stored]) -> None:
+        """Put states of the file on disk into the snapshot."""
+        for one in states:
+            rules = await compiled(one.document)
+            state = bind(rules, one.catalogue, collection=one.collection, revision=one.revision, content=one.digest, mark=one.mark)
+            self._snapshot.swap(one.account, one.collection, Live(state, one.mark, one.digest, record=await _packed(one)))
+        if states:
+            _settle()
 
     async def refresh(self, account: str, collection: str) -> None:
         """Load one collection now."""
@@ -133,9 +146,11 @@ class Loader:
                 except RulesProblem as problem:
                     log.error("published rules cannot be read", account=account, collection=collection, errors=problem.errors[:5])
                     return
-                revision, digest = found.revision, found.digest
-                fresh = await bound(reader, account, rules, collection=collection, revision=revision, content=digest, mark=mark)
-            self._snapshot.swap(account, collection, Live(fresh, mark, digest, self._here(found.mark)))
+                catalogue = await store.catalogue(reader, account, rules.models, named_versions(rules.rules))
+            revision, digest = found.revision, found.digest
+            state = bind(rules, catalogue, collection=collection, revision=revision, content=digest, mark=mark)
+            record = await _packed(Stored(account, collection, mark, revision, digest, found.document, catalogue))
+            self._snapshot.swap(account, collection, Live(state, mark, digest, self._here(found.mark), record))
 
     def _here(self, mark: Mark) -> datetime:
         """Return when a state starts, by the clock here. One that was made while nobody else answered devices starts at once."""

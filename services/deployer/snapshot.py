@@ -6,7 +6,7 @@ a new state at the moment that is written in it (`starts`), and none goes on wit
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from math import inf
 
@@ -22,10 +22,11 @@ FARTHEST_START = timedelta(seconds=2)
 class Live:
     """One published collection as devices see it. `mark` says which state of the tables it was made from, `starts` since when it holds."""
 
-    __slots__ = ("_before", "_since", "_successor_at", "_until", "bound", "digest", "mark", "starts")
+    __slots__ = ("_before", "_since", "_successor_at", "_until", "bound", "digest", "mark", "record", "starts")
 
-    def __init__(self, bound: Bound, mark: int, digest: str, starts: datetime = _EARLIEST) -> None:
+    def __init__(self, bound: Bound, mark: int, digest: str, starts: datetime = _EARLIEST, record: bytes = b"") -> None:
         self.bound = bound
+        self.record = record  # what the file on disk gets
         self.mark = mark
         self.digest = digest
         self.starts = starts
@@ -79,6 +80,8 @@ class Snapshot:
     def __init__(self) -> None:
         self.complete = False
         self.fresh_until = _EARLIEST
+        #: How often something changed: the file on disk compares.
+        self.changes = 0
         self._live: dict[tuple[str, str], Live] = {}
         self._coming: dict[tuple[str, str], int] = {}
 
@@ -94,6 +97,7 @@ class Snapshot:
             if before is not None:
                 live.follow(before)
             self._live[key] = live
+            self.changes += 1
         coming = self._coming.get(key)
         if coming is not None and coming <= live.mark:
             del self._coming[key]
@@ -108,6 +112,17 @@ class Snapshot:
             live.succeeded(starts)
         self._coming[key] = max(mark, self._coming.get(key, -1))
         return True
+
+    def keep_only(self, marks: Mapping[tuple[str, str], int]) -> None:
+        """Drop what the tables do not have, or have in an older state: they were restored from a backup since it was loaded."""
+        for key, live in list(self._live.items()):
+            if marks.get(key, -1) < live.mark:
+                del self._live[key]
+                self.changes += 1
+
+    def records(self) -> list[bytes]:
+        """Return the records of everything that is held."""
+        return [live.record for live in self._live.values()]
 
     def awaits(self, account: str, collection: str) -> bool:
         """Whether a newer state of the collection is known than the one that is held."""

@@ -21,6 +21,7 @@ DEVICES = "deployer-devices"
 _LINGER_S = 0.2
 _CLEAN_UP_S = 3600.0
 _PRESENCE_S = 60.0
+_SAVE_S = 1.0
 
 
 class SnapshotWorker(Worker):
@@ -40,6 +41,7 @@ class SnapshotWorker(Worker):
         await self._freshness.look()
         while await stop.sleep(self._clock, self._every_s):
             await self._freshness.look()
+        await self._freshness.save()
         with contextlib.suppress(DatabaseUnavailable):  # then the name runs out by itself
             await self._freshness.leave()
 
@@ -70,6 +72,7 @@ def beside_api(
     return (
         SnapshotWorker(freshness, snapshot, clock, look_every_s),
         SightingsWorker(fleet, last_seen_every_s, clock),
+        Periodic("deployer-snapshot-file", _SAVE_S, freshness.save, clock=clock),
         Periodic("deployer-presence", _PRESENCE_S, freshness.be_present, clock=clock),
     )
 

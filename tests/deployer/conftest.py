@@ -213,6 +213,7 @@ async def open_world(at: PortSettings | Path, clock: Clock, **settings: Any) -> 
             seal=PrincipalSeal(b"s" * 32),
             secrets=Secrets(folder / "secrets"),
             holder="test",
+            data_dir=folder,
         )
         world = World(create_part(DeployerSettings(**settings), ports), ports, clock)
         await world.freshness.look()
