@@ -5,10 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from kit import http
-from kit.context import request_id
-from kit.db import DatabaseUnavailable
 from kit.db.lease import Lease
-from kit.identity import REQUEST_ID_HEADER
 from kit.ports import Part, Ports
 from kit.signing import DerivedSigner
 from kit.web import create_api
@@ -67,15 +64,8 @@ def create_part(settings: DeployerSettings, ports: Ports) -> Part:
     async def app(scope: http.Scope, receive: http.Receive, send: http.Send) -> None:
         if scope["type"] == "http" and scope["path"].startswith("/v1/device/"):
             await devices(scope, receive, send)
-            return
-        if scope["type"] == "http" and scope["path"].startswith("/v1/"):
-            try:
-                await freshness.require_database()
-            except DatabaseUnavailable as problem:
-                request_id.set((http.header(scope, REQUEST_ID_HEADER) or b"").decode("ascii", "replace"))
-                await http.send_problem(send, problem)
-                return
-        await api(scope, receive, send)
+        else:
+            await api(scope, receive, send)
 
     return Part(
         app=app,

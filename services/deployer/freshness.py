@@ -110,13 +110,6 @@ class Freshness:
         """Give the name back: nobody need wait for this process any more."""
         await self._present.release()
 
-    async def require_database(self) -> None:
-        """Raise `DatabaseUnavailable` within a second when the tables cannot be used: people are told at once."""
-        if self.trouble is not None:
-            raise DatabaseUnavailable(self.trouble)
-        if self._clock.now() > self._snapshot.fresh_until:
-            await self._survey()
-
     async def catch_up(self, account: str, collection: str, seen: int) -> None:
         """Bring one collection to the position `seen`, or to the newest there is. Raises `Outdated` when that takes over a second."""
         try:

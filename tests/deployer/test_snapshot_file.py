@@ -77,7 +77,7 @@ async def test_without_its_database_a_process_answers_from_the_file(tmp_path: Pa
     async with started(tmp_path, clock) as world:
         with no_database(tmp_path):
             await world.freshness.look()
-            assert world.part.able()
+            assert world.part.unready() is None
             assert world.freshness.trouble
             assert (await world.resolve(collection, context(install_id), etag=etag)).status_code == 304
             assert (await world.resolve(collection, context(install_id))).json()["package"]["version"] == 2
@@ -149,7 +149,7 @@ async def test_a_file_that_is_damaged_or_foreign_is_refused_whole(tmp_path: Path
                 await world.freshness.look()
             with pytest.raises(SnapshotRefused):
                 read(file, world.ports.database.place)
-            assert not world.part.able()
+            assert world.part.unready()
             answer = await world.resolve(collection, context(install_id), etag=etag)
             assert (answer.status_code, answer.json()["code"]) == (503, "STARTING")
         said = [entry for entry in logs if entry["event"] == "the snapshot on disk is not used"]
