@@ -1,4 +1,4 @@
-"""Two deployers on PostgreSQL and Kafka: a publish holds in both within a second, and no install ever sees something older.
+"""Deployers on PostgreSQL and Kafka: a publish holds in all within a second, no install sees anything older, one starts alone.
 
 Figures go to build/replicas.json.
 """
@@ -11,7 +11,7 @@ import random
 import statistics
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from deploy.servers import Server
 from tests import real_servers
 from tests.cluster.deployers import Deployers, Device, clients, deployers
 from tests.server import ROOT, ServerProcess
@@ -149,3 +150,49 @@ async def test_no_install_sees_something_older_while_publishes_go_on(fleet: Depl
     assert flips == 0, "a growing percentage dropped a member"
     assert len(percents) >= 3, "too few publishes went on to show anything"
     assert all(device.given[-1] == (revisions, 2) or (not device._forgetful and device.given[-1][1] == 2) for device in devices)
+
+
+async def test_without_postgresql_a_deployer_starts_from_its_file_and_catches_up(
+    tmp_path: Path, own_server: Callable[[str], Server]
+) -> None:
+    postgres = own_server("postgres")
+    with deployers(tmp_path, postgres.url, real_servers.kafka(partitions="2")) as fleet, ExitStack() as stack:
+        process = fleet.process("one")
+        stack.callback(process.end)
+        process.start("deployer")
+        async with clients(process) as (client,), fleet.person(process.url) as person:
+            collection = await new_collection(fleet, person)
+            await publish(person, collection, growing(100.0))
+            device = Device(fleet, str(uuid.uuid4()), collection)
+            assert await device.ask(client) == 200
+        file = process.data_dir / "deployer-rules.snapshot"
+        assert process.stop() == 0
+        assert file.exists()
+        postgres.kill()
+        began = time.perf_counter()
+        process.start("deployer")
+        async with clients(process) as (client,), fleet.person(process.url) as person:
+            async with asyncio.timeout(PATIENCE_S):
+                while await device.ask(client) == 503:
+                    await asyncio.sleep(0.05)
+            answers_after_s = time.perf_counter() - began
+            assert device.etag is not None
+            for _ in range(200):
+                other = Device(fleet, str(uuid.uuid4()), collection)
+                assert (await device.ask(client), await other.ask(client)) == (304, 200)
+                assert other.given == [(2, 2)]
+            ready = await client.get("/readyz")
+            assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
+            began = time.perf_counter()
+            refused = await person.post("/v1/collections", json={"name": "x"})
+            refused_after_s = time.perf_counter() - began
+            assert (refused.status_code, refused.json()["code"]) == (503, "DATABASE_UNAVAILABLE")
+            postgres.start()
+            async with asyncio.timeout(PATIENCE_S):
+                while (await person.put(f"/v1/collections/{collection}/draft", json=growing(50.0))).status_code != 200:
+                    await asyncio.sleep(0.2)
+            assert await publish(person, collection, growing(50.0)) == 3
+            fresh = Device(fleet, str(uuid.uuid4()), collection)
+            assert await fresh.ask(client) == 200
+            assert fresh.given[0][0] == 3
+    record("start without PostgreSQL", {"answers_after_s": answers_after_s, "write_refused_after_s": refused_after_s})
