@@ -72,6 +72,10 @@ types: ## Check types
 format: ## Format and fix what can be fixed
 	@$(RUN)/ruff format --quiet . && $(RUN)/ruff check --fix --quiet .
 
+.PHONY: fuzz
+fuzz: setup ## Send 10,000 malformed models through the packager's children; CASES=500 SEED=7 picks
+	@$(RUN)/python -m tests.packager.fuzz $(if $(CASES),--cases $(CASES)) $(if $(SEED),--seed $(SEED))
+
 .PHONY: bench
 bench: setup ## Measure against peers; GOALS="R1 S1" picks some
 	@PATH="$(abspath $(dir $(UV))):$$PATH" $(RUN)/python -m bench $(GOALS)

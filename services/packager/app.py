@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kit.ports import Part, Ports
 from kit.web import create_api
+from services.packager.domain import Quota
 from services.packager.environments import Environments
 from services.packager.isolation.cage import Level
 from services.packager.routes import router
@@ -22,7 +23,12 @@ from services.packager.workers import JobRunner, commits
 def create_part(settings: PackagerSettings, ports: Ports) -> Part:
     """Return the packager's application and workers."""
     signer = open_signer(settings.signer_url, own_key=ports.secrets.folder / "package.key")
-    service = PackagerService(ports.database, signer, ports.clock)
+    service = PackagerService(
+        ports.database,
+        signer,
+        ports.clock,
+        Quota(settings.queue_length, settings.account_queue_length, settings.account_jobs_at_once),
+    )
     app = create_api("Packager", [router], seal=ports.seal, database=ports.database)
     app.state.packager = service
     limits = Limits(

@@ -141,6 +141,15 @@ class Claim:
     attempt: int
 
 
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """How much may wait and run. A commit beyond a queue's length fails at once, with a code that says to commit again later."""
+
+    queued: int = 1_000
+    queued_per_account: int = 200
+    running_per_account: int = 2
+
+
 def is_plain_name(name: str) -> bool:
     """Whether `name` is a plain file name: letters, digits and `._+-`, no dot at either end, at most 128 characters."""
     return _PLAIN_NAME.fullmatch(name) is not None and not name.endswith(".")

@@ -11,7 +11,7 @@ from kit.clock import Clock, timestamp_ms
 from kit.db import Database, Transaction
 from kit.ids import id_time_ms
 from services.packager import events, store
-from services.packager.domain import Claim, Job, JobState, Line, Note, Package
+from services.packager.domain import Claim, Job, JobState, Line, Note, Package, Quota
 from services.packager.errors import JobFinished, JobNotFound, Reason
 from services.packager.events import Committed
 from services.packager.signing import ROLE, Signer
@@ -21,6 +21,8 @@ CLAIM = timedelta(seconds=20)
 #: After so many attempts that ended without an answer the job is given up.
 MAX_ATTEMPTS = 12
 MAX_LINES = 400
+#: So many results are kept per account.
+MAX_RESULTS = 500
 
 _CONSUMER = "packager"
 _YOUNG_MS = 10_000
@@ -70,8 +72,9 @@ class Bell:
 class PackagerService:
     """Jobs: made from commits, claimed by runners, watched and cancelled by people."""
 
-    def __init__(self, database: Database, signer: Signer, clock: Clock) -> None:
+    def __init__(self, database: Database, signer: Signer, clock: Clock, quota: Quota) -> None:
         self._database = database
+        self._quota = quota
         self._signer = signer
         self._clock = clock
         #: Rings at every change that this process makes.
@@ -100,7 +103,20 @@ class PackagerService:
             )  # fmt: skip
             await store.add_job(tx, job, committed.declaration)
             await store.add_lines(tx, job.account, job.job_id, [Line(1, Note(now, "queued", 0.0, "queued"))])
+            if (full := await self._full(tx, job.account)) is not None:
+                await self._fail(tx, job, JobState.FAILED, *full)
         self.bell.ring()
+
+    async def _full(self, tx: Transaction, account: str) -> tuple[Reason, str] | None:
+        """Say whether the job that was just added is one too many."""
+        quota = self._quota
+        if await store.count_queued(tx, account) > quota.queued_per_account:
+            return Reason.ACCOUNT_QUEUE_FULL, (
+                f"{quota.queued_per_account} jobs of this account wait already. Wait until some have ended, then commit again."
+            )
+        if await store.count_queued(tx) > quota.queued:
+            return Reason.QUEUE_FULL, f"{quota.queued} jobs wait on this server already. Commit again later."
+        return None
 
     # --- what people ask --------------------------------------------------------------------------------------------------------
 
@@ -178,11 +194,11 @@ class PackagerService:
     async def claim(self, holder: str) -> Claim | None:
         """Take the next job; None when there is nothing to do. A job that never ends in an answer is given up here."""
         async with self._database.read() as reader:
-            if not await store.any_runnable(reader, self._clock.now()):
+            if not await store.any_runnable(reader, self._clock.now(), self._quota.running_per_account):
                 return None
         async with self._database.begin() as tx:
             now = self._clock.now()
-            claim = await store.claim_next(tx, holder, now, now + CLAIM)
+            claim = await store.claim_next(tx, holder, now, now + CLAIM, self._quota.running_per_account)
             if claim is None or claim.attempt <= MAX_ATTEMPTS:
                 return claim
             await self._fail(
@@ -191,6 +207,21 @@ class PackagerService:
             )  # fmt: skip
         self.bell.ring()
         return await self.claim(holder)
+
+    async def queued(self) -> int:
+        """Return how many jobs wait."""
+        async with self._database.read() as reader:
+            return await store.count_queued(reader)
+
+    async def find_result(self, account: str, key: str) -> bytes | None:
+        """Return what the account's same work came to before; None when it is not known (any more)."""
+        async with self._database.begin() as tx:
+            return await store.find_result(tx, account, key, self._clock.now())
+
+    async def keep_result(self, account: str, key: str, value: bytes) -> None:
+        """Keep what the account's work came to. Each account has `MAX_RESULTS`; what was of no use for the longest time goes."""
+        async with self._database.begin() as tx:
+            await store.keep_result(tx, account, key, value, now=self._clock.now(), most=MAX_RESULTS)
 
     async def check(self, claim: Claim) -> None:
         """Raise `ClaimLost` when the claim does not count any more."""

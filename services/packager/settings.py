@@ -17,6 +17,9 @@ class PackagerSettings(Settings):
     model_config = SettingsConfigDict(env_prefix="LATEBIND_PACKAGER_", frozen=True, env_file=".env", extra="ignore")
 
     jobs_at_once: int = 2
+    account_jobs_at_once: int = 2
+    queue_length: int = 1_000
+    account_queue_length: int = 200
     job_seconds: float = 120.0
     child_memory_mb: int = 4096
     child_disk_mb: int = 512

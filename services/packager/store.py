@@ -10,8 +10,9 @@ from sqlalchemy import Row, and_, func, select, update
 
 from kit.db import Reader, Transaction
 from services.packager.domain import Claim, Job, JobState, Line, Note, Package
-from services.packager.tables import JOB_LINES, JOBS, PACKAGES
+from services.packager.tables import JOB_LINES, JOBS, PACKAGES, RESULTS
 
+_OTHER = JOBS.alias("other")
 _RUNNABLE = JOBS.c.state.in_([JobState.QUEUED.value, JobState.RUNNING.value])
 
 
@@ -53,14 +54,24 @@ async def list_jobs(reader: Reader, account: str, *, before: str | None, limit: 
     return [_job(row) for row in await reader.all(query)]
 
 
-async def any_runnable(reader: Reader, now: datetime) -> bool:
+async def any_runnable(reader: Reader, now: datetime, most: int) -> bool:
     """Whether `claim_next` would find a job: asked first, so that looking costs no write."""
-    return await reader.first(select(JOBS.c.job_id).where(_RUNNABLE, JOBS.c.not_before <= now).limit(1)) is not None
+    return await reader.first(select(JOBS.c.job_id).where(*_claimable(now, most)).limit(1)) is not None
 
 
-async def claim_next(tx: Transaction, holder: str, now: datetime, until: datetime) -> Claim | None:
-    """Take the job that waits longest: a queued one whose time has come, or a running one whose holder has let go."""
-    query = select(JOBS).where(_RUNNABLE, JOBS.c.not_before <= now).order_by(JOBS.c.created_at, JOBS.c.job_id).limit(1)
+async def count_queued(reader: Reader, account: str | None = None) -> int:
+    """Return how many jobs wait, of one account or of all."""
+    query = select(func.count()).select_from(JOBS).where(JOBS.c.state == JobState.QUEUED.value)
+    return int(await reader.scalar(query if account is None else query.where(JOBS.c.account == account)))
+
+
+async def claim_next(tx: Transaction, holder: str, now: datetime, until: datetime, most: int) -> Claim | None:
+    """Take the job that waits longest: a queued one whose time has come, or a running one whose holder has let go.
+
+    Accounts that have `most` jobs running are passed over; of the others the one with fewer running comes first.
+    """
+    running = _running(now).where(_OTHER.c.account == JOBS.c.account).scalar_subquery()
+    query = select(JOBS).where(*_claimable(now, most)).order_by(running, JOBS.c.created_at, JOBS.c.job_id).limit(1)
     row = await tx.first(query.with_for_update(skip_locked=True))
     if row is None:
         return None
@@ -167,6 +178,35 @@ async def list_packages(reader: Reader, account: str, job_id: str) -> list[Packa
     """Return the packages of a job, in order."""
     query = select(PACKAGES).where(PACKAGES.c.account == account, PACKAGES.c.job_id == job_id).order_by(PACKAGES.c.position)
     return [Package(row.variant, row.digest, row.manifest, row.envelope, row.size) for row in await reader.all(query)]
+
+
+async def find_result(tx: Transaction, account: str, key: str, now: datetime) -> bytes | None:
+    """Return what was kept of the account under a key, and remember that it was of use."""
+    mine = and_(RESULTS.c.account == account, RESULTS.c.key == key)
+    row = await tx.first(select(RESULTS.c.value).where(mine))
+    if row is None:
+        return None
+    await tx.execute(update(RESULTS).where(mine).values(used_at=now))
+    value: bytes = row.value
+    return value
+
+
+async def keep_result(tx: Transaction, account: str, key: str, value: bytes, *, now: datetime, most: int) -> None:
+    """Keep a value of the account under a key, and forget what was of no use for the longest time beyond `most`."""
+    await tx.execute(RESULTS.delete().where(RESULTS.c.account == account, RESULTS.c.key == key))
+    await tx.execute(RESULTS.insert().values(account=account, key=key, value=value, used_at=now))
+    newest = select(RESULTS.c.key).where(RESULTS.c.account == account).order_by(RESULTS.c.used_at.desc(), RESULTS.c.key).limit(most)
+    await tx.execute(RESULTS.delete().where(RESULTS.c.account == account, RESULTS.c.key.not_in(newest)))
+
+
+def _claimable(now: datetime, most: int) -> tuple[Any, ...]:
+    running = _running(now).where(_OTHER.c.account == JOBS.c.account).scalar_subquery()
+    return (_RUNNABLE, JOBS.c.not_before <= now, running < most)
+
+
+def _running(now: datetime) -> Any:
+    """Count running jobs that somebody holds now."""
+    return select(func.count()).select_from(_OTHER).where(_OTHER.c.state == JobState.RUNNING.value, _OTHER.c.not_before > now)
 
 
 def _held(claim: Claim) -> Any:

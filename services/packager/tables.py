@@ -58,3 +58,13 @@ PACKAGES = Table(
     Column("size", BigInteger, nullable=False),
     Index(None, "account", "digest"),
 )
+#: What examining or converting came to, by account and a digest of everything that it depends on.
+RESULTS = Table(
+    "results",
+    metadata,
+    Column("account", ACCOUNT, primary_key=True),
+    Column("key", DIGEST, primary_key=True),
+    Column("value", LargeBinary, nullable=False),
+    Column("used_at", Timestamp, nullable=False),
+    Index(None, "account", "used_at"),
+)

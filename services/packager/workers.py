@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from structlog import get_logger
@@ -22,6 +23,7 @@ from services.packager.errors import ModelRejected
 from services.packager.isolation.cage import Level
 from services.packager.manifest import Identity
 from services.packager.packing import Packer
+from services.packager.results import Results
 from services.packager.sandbox import Limits, open_sandbox
 from services.packager.service import CLAIM, ClaimLost, PackagerService
 from services.packager.signing import Signer
@@ -30,6 +32,7 @@ PACKAGER_METRICS = (
     Metric("latebind_packager_jobs_total", "counter", "Jobs that ended here.", ("outcome",)),
     Metric("latebind_packager_job_seconds", "histogram", "Time from a claim to the end of the job."),
     Metric("latebind_packager_running_jobs", "gauge", "Jobs that run now."),
+    Metric("latebind_packager_queued_jobs", "gauge", "Jobs that wait, of all accounts."),
 )
 
 _LOOK_S = 1.0
@@ -67,6 +70,15 @@ def commits(eventlog: EventLog, service: PackagerService, clock: Clock, metrics:
 
     topics = [events.VERSION_COMMITTED, events.ACCOUNT_CREATED]
     return consume(eventlog, "packager", topics, handle, name="packager-commits", clock=clock, metrics=metrics)
+
+
+def _engines() -> dict[str, str]:
+    """Name the engines that examine models, with their versions: with another one a result may be another one."""
+    found = {}
+    for name in ("onnxruntime", "ai-edge-litert", "numpy"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 class JobRunner(Worker):
@@ -110,7 +122,8 @@ class JobRunner(Worker):
         await self._service.take_over(self._holder)
         async with open_sandbox(self._scratch, self._limits, self._environments, self._levels) as sandbox:
             self._level = sandbox.level
-            packer = Packer(self._blobs, self._signer, sandbox, self._tool_version)
+            results = Results(self._service, self._blobs, {"latebind-server": self._tool_version, **_engines()})
+            packer = Packer(self._blobs, self._signer, sandbox, results, self._tool_version)
             running: set[asyncio.Task[None]] = set()
             try:
                 while not stop.requested:
@@ -121,6 +134,7 @@ class JobRunner(Worker):
                     else:
                         await stop.unless(self._next(running))
                     self._metrics.gauge("latebind_packager_running_jobs", len(running))
+                    self._metrics.gauge("latebind_packager_queued_jobs", await self._service.queued())
                 if running:
                     await asyncio.wait(running, timeout=_STOP_GRACE_S)
             finally:
