@@ -136,9 +136,10 @@ class Authenticator:
             async with self._fetching:
                 if time.monotonic() - self._keys_fetched > _KEYS_REFETCH_S:
                     status, answer = await ask(self._registry, self._seal, "GET", "/internal/device-token-keys")
-                    if status == 200:
-                        self._keys = {one["key_id"]: _okp(base64.b64decode(one["public_key"])) for one in answer["keys"]}
-                        self._keys_fetched = time.monotonic()
+                    if status != 200:  # a token is not bad because nobody can say whether it is good
+                        raise UpstreamUnavailable("the device token cannot be checked now; try again")
+                    self._keys = {one["key_id"]: _okp(base64.b64decode(one["public_key"])) for one in answer["keys"]}
+                    self._keys_fetched = time.monotonic()
         return self._keys[kid]
 
 
