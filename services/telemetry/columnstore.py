@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,18 @@ class Tables:
         """Run a statement without a result; its text is ours."""
         await self._make()
         await self._olap.execute(sql)
+
+    async def build_rows(self) -> Counter[int]:
+        """Return how many rows each build of the roll-ups has."""
+        found = Counter[int]()
+        for table in ROLLED:
+            for row in await self.query(
+                "SELECT partition, sum(rows) AS number FROM system.parts"
+                " WHERE database = currentDatabase() AND active AND table = {table:String} GROUP BY partition",
+                {"table": table},
+            ):
+                found[int(row["partition"])] += int(row["number"])
+        return found
 
     async def drop_build(self, build: int) -> None:
         """Delete a build of the roll-ups."""

@@ -8,7 +8,6 @@ build that was begun and not finished is a left-over that the next turn deletes.
 
 from __future__ import annotations
 
-from collections import Counter
 from datetime import date, timedelta
 
 from kit.clock import Clock
@@ -19,7 +18,7 @@ from kit.logs import get_logger
 from kit.olap import StatementFailed
 from kit.workers import Worker
 from services.telemetry import store_rollups
-from services.telemetry.columnstore import ROLLED, Tables
+from services.telemetry.columnstore import Tables
 from services.telemetry.rows import CONTEXT, GAMMA
 from services.telemetry.selection import COPIES
 
@@ -61,7 +60,7 @@ class Rollup:
             begun = await store_rollups.begin(tx, day, self._clock.now())
         for statement in _statements(begun.day, begun.build):
             await self._tables.execute(statement)
-        rows = (await self._rows()).get(begun.build, 0)
+        rows = (await self._tables.build_rows())[begun.build]
         async with self._database.begin() as tx:
             await store_rollups.finish(tx, begun, rows)
         log.info("a day was rolled up", day=str(day), build=begun.build, rows=rows)
@@ -69,27 +68,15 @@ class Rollup:
     async def clean(self) -> None:
         """Delete builds that answer for no day; a build that lost rows (a server that lost power) answers no more."""
         # First what is there, then what is needed: a build that another process begins meanwhile is not in the first list.
-        there = await self._rows()
+        there = await self._tables.build_rows()
         async with self._database.read() as reader:
             answering, begun = await store_rollups.known_builds(reader)
-        if damaged := [build for build, rows in answering.items() if there.get(build, 0) != rows]:
+        if damaged := [build for build, rows in answering.items() if there[build] != rows]:
             log.error("roll-ups have lost rows and are made anew", builds=damaged)
             async with self._database.begin() as tx:
                 await store_rollups.forget_builds(tx, damaged)
         for build in sorted(there.keys() - answering.keys() - begun):
             await self._tables.drop_build(build)
-
-    async def _rows(self) -> Counter[int]:
-        """Return how many rows each build has."""
-        found = Counter[int]()
-        for table in ROLLED:
-            for row in await self._tables.query(
-                "SELECT partition, sum(rows) AS number FROM system.parts"
-                " WHERE database = currentDatabase() AND active AND table = {table:String} GROUP BY partition",
-                {"table": table},
-            ):
-                found[int(row["partition"])] += int(row["number"])
-        return found
 
 
 def rollup(lease: Lease, database: Database, tables: Tables, clock: Clock) -> Worker:

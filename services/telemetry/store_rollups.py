@@ -71,10 +71,16 @@ async def finish(tx: Transaction, begun: Begun, rows: int) -> None:
     )
 
 
+async def built_rows(reader: Reader) -> dict[int, int]:
+    """Return how many rows each build had when it was finished."""
+    rows = await reader.all(select(_T.c.build, _T.c.built_rows).where(_T.c.build.is_not(None)))
+    return {row.build: row.built_rows for row in rows}
+
+
 async def known_builds(reader: Reader) -> tuple[dict[int, int], set[int]]:
     """Return the builds that may answer with the number of their rows, and those that were begun last."""
-    rows = await reader.all(select(_T.c.build, _T.c.built_rows, _T.c.begun))
-    return {row.build: row.built_rows for row in rows if row.build is not None}, {row.begun for row in rows if row.begun is not None}
+    begun = await reader.all(select(_T.c.begun).where(_T.c.begun.is_not(None)))
+    return await built_rows(reader), {row.begun for row in begun}
 
 
 async def forget_builds(tx: Transaction, builds: Collection[int]) -> None:
