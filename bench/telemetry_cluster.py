@@ -221,6 +221,7 @@ async def _run(kafka: Server, clickhouse: Server, folder: Path) -> dict[str, Any
         unit="rows/s",
         a=a,
         b={"name": "aiokafka + JSON + row tuples", "versions": versions("aiokafka", "clickhouse-driver")},
+        equality=f"count and hash of samples, {NAIVE_RECORDS * SAMPLES} of them",
     )
     return summarise(
         file_pairs,
