@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import random
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -17,7 +19,7 @@ from typing import Any
 
 import httpx2
 
-from bench._measure import BUILD, SEED, Server, free_port, http_request, serving
+from bench._measure import BUILD, ROOT, SEED, Server, free_port, http_request, serving
 from bench._rules import device, document, manifest
 from kit.eventlog import Message, open_eventlog
 from kit.identity import PRINCIPAL_HEADER, Kind, Principal, PrincipalSeal, Scope, granted
@@ -75,6 +77,9 @@ def deployer(stores: Mapping[str, str] | None = None, folder: Path = BUILD / "de
     stores = stores or {}
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    if stores:  # on servers nobody migrates at the start
+        migrate = [sys.executable, "-m", "services", "migrate", "--data-dir", str(folder)]
+        subprocess.run(migrate, cwd=ROOT, env={**os.environ, **stores}, check=True, capture_output=True)
     asyncio.run(_announce(stores.get("LATEBIND_EVENTLOG_URL", f"local:{folder.absolute()}/events.db")))
     port = free_port()
     command = [sys.executable, "-m", "services", "deployer", "--port", str(port), "--internal-port", "0", "--data-dir", str(folder)]

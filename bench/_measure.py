@@ -271,7 +271,7 @@ class Server:
 
 @contextmanager
 def serving(
-    command: Sequence[str], port: int, *, core: int = 0, environment: Mapping[str, str] | None = None, ready_s: float = 60.0
+    command: Sequence[str], port: int, *, core: int = 0, environment: Mapping[str, str] | None = None, ready_s: float = 300.0
 ) -> Iterator[Server]:
     """Run a server on one core while the block runs; it is ready when `port` accepts connections. Raises `RuntimeError` when it ends."""
     BUILD.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from services.registry.accounts.enrolment.tokens import DeviceTokens
 
 GOALS = {"S1H": "S1 on PostgreSQL and Kafka with the gateway hop counted, against raw ASGI; per CPU second; and the cost of the hop"}
 _TARGETS = {"evaluates": 0.80, "valid ETag": 0.88}
-_FOLDER = BUILD / "deployer-cluster"
+FOLDER = BUILD / "deployer-cluster"
 
 
 def run(goal: str, seconds: float) -> dict[str, Any]:
@@ -30,15 +30,15 @@ def run(goal: str, seconds: float) -> dict[str, Any]:
     settings = stores()
     port = free_port()
     with (
-        deployer(settings, _FOLDER) as fleet,
-        service("registry", _FOLDER, settings) as registry,
-        gateway(_FOLDER, {"registry": registry, "deployer": fleet.server}) as front,
+        deployer(settings, FOLDER) as fleet,
+        service("registry", FOLDER, settings) as registry,
+        gateway(FOLDER, {"registry": registry, "deployer": fleet.server}) as front,
         serving([sys.executable, "-m", "bench._raw_twin", str(port)], port) as twin,
     ):
         chain = Chain(front.port, front.pid, behind=[fleet.server])
         answers = fleet.first_answers()
         check_answers(fleet, answers)
-        tokens = _tokens(fleet)
+        tokens = device_tokens(fleet)
         etags = [etag for _, etag, _ in answers]
         asked: dict[str, Sequence[str | None]] = {
             "evaluates": [stale(etag) for etag in etags],
@@ -57,9 +57,9 @@ def run(goal: str, seconds: float) -> dict[str, Any]:
     return {"parts": parts, "cpu_us_per_request": hops}
 
 
-def _tokens(fleet: Fleet) -> list[str]:
+def device_tokens(fleet: Fleet) -> list[str]:
     """Return a token per device, as the registry issues them."""
-    issuer = DeviceTokens((_FOLDER / "secrets" / "device-tokens.key").read_bytes(), timedelta(hours=2))
+    issuer = DeviceTokens((FOLDER / "secrets" / "device-tokens.key").read_bytes(), timedelta(hours=2))
     return [issuer.issue("acme", one["install_id"], datetime.now(UTC))[0] for one in fleet.devices]
 
 

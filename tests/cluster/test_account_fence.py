@@ -19,20 +19,6 @@ from kit.db.types import Json, Timestamp
 from tests import real_servers
 
 SERVICES = ("registry", "packager", "deployer", "telemetry")
-#: Tables without an account, and why that is right.
-WITHOUT_ACCOUNT = {
-    "alembic_version": "the schema's revision",
-    "catalogue_entries": "the operator's shelf, for all accounts to read",
-    "catalogue_sources": "the operator's shelf, for all accounts to read",
-    "idempotency_keys": "keyed by caller, which holds the account; read by exact key only",
-    "ingest_plans": "ranges of the log, no rows of accounts",
-    "leases": "names of workers",
-    "operator_keys": "the operator's own",
-    "outbox": "read by the relay only, before any account can ask",
-    "seen_events": "ids of events",
-    "upload_parts": "found through `uploads`, by an id of 128 random bits",
-    "used_nonces": "random numbers",
-}
 pytestmark = pytest.mark.cluster
 
 
@@ -98,9 +84,3 @@ async def test_no_foreign_row_is_seen_or_changed_without_a_filter(service: tuple
                 assert (await tx.execute(delete(table))).rowcount == 1, table.name
         async with database.read() as reader:
             assert [found.account for found in await reader.all(select(table))] == ["other"], table.name
-
-
-async def test_every_table_has_an_account_or_a_reason(service: tuple[str, Database]) -> None:
-    name, _database = service
-    without = {table.name for table in metadata(name).sorted_tables if "account" not in table.columns}
-    assert without <= set(WITHOUT_ACCOUNT)
