@@ -132,9 +132,17 @@ class HttpUpstream:
                 if last or clock() >= ends or not request.may_go_on(error) or not self._budget.spend():
                     raise UpstreamUnavailable("the service behind this address does not answer; try again") from error
             else:
-                address.worked()
-                return answer
+                if last or isinstance(request.body, _Stream) or not _is_not_ready(answer):
+                    address.worked()
+                    return answer
+                await answer.close()
+                address.broke(clock())
         raise AssertionError("there is always a last address")
+
+
+def _is_not_ready(answer: Answer) -> bool:
+    """Whether the process has just been started and has not handled the request."""
+    return answer.status == Unavailable.status and any(name == http.NOT_READY for name, _ in answer.headers)
 
 
 async def _taken(scope: http.Scope, receive: http.Receive) -> _Request:

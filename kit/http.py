@@ -155,6 +155,9 @@ class Health:
 
 Readiness = Callable[[], Awaitable[Health]]
 
+#: On a 503 of a service that has not handled the request: another process of it may.
+NOT_READY = b"latebind-not-ready"
+
 PROBES = frozenset({"/livez", "/readyz", "/startupz"})
 
 

@@ -178,7 +178,7 @@ async def launched(
             )
             front = traced_app("gateway", app, template=_template, from_outside=True)
         else:
-            app = front = ServiceFront(None if only == "workers" else next(iter(parts.values())).app, ready)
+            app = front = ServiceFront(None if only == "workers" else next(iter(parts.values())), ready)
         # The public port closes first; probes and metrics are there to the end.
         for served, bound in ((internal_app(app, metrics), sockets[1]), (front, sockets[0])):
             await stack.enter_async_context(serving(served, bound, finish_s=_FINISH_S))

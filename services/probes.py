@@ -31,10 +31,13 @@ class Front(Protocol):
 
 
 class ServiceFront:
-    """One service on its own port: the same probes as the gateway, everything else to the service. Without one: nothing but probes."""
+    """One service on its own port: the same probes as the gateway, everything else to the service once it can answer.
 
-    def __init__(self, app: http.ASGIApp | None, ready: http.Readiness) -> None:
-        self._app = app
+    Without a service: nothing but probes.
+    """
+
+    def __init__(self, part: Part | None, ready: http.Readiness) -> None:
+        self._part = part
         self._readiness = ready
         self.started = False
         self.draining = False
@@ -45,10 +48,14 @@ class ServiceFront:
             send = http.last_answer(send)
         if scope["type"] == "http" and scope["path"] in http.PROBES:
             await self.health(scope["path"], send)
-        elif self._app is not None:
-            await self._app(scope, receive, send)
-        elif scope["type"] == "http":
-            await http.send_problem(send, NotFound("this process runs workers; it serves nothing but probes"))
+        elif self._part is None:
+            if scope["type"] == "http":
+                await http.send_problem(send, NotFound("this process runs workers; it serves nothing but probes"))
+        elif trouble := self._part.unready():
+            problem = Unavailable(f"this process cannot answer yet: {trouble}")
+            await http.send_bytes(send, 503, http.problem_body(problem), [*http.problem_headers(problem), (http.NOT_READY, b"1")])
+        else:
+            await self._part.app(scope, receive, send)
 
     async def health(self, path: str, send: http.Send) -> None:
         """Answer a probe."""

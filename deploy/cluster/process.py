@@ -19,7 +19,7 @@ from deploy.cluster import front
 from deploy.processes import Daemon
 
 PORTS = ("public", "internal")
-_START_S = 90.0
+_START_S = 180.0
 _POLL_S = 0.05
 #: Standard input becomes descriptor 3, and the process id is told, as sd_listen_fds(3) wants it.
 _HAND_OVER = 'LISTEN_FDS=1 LISTEN_PID=$$ exec "$@" 3<&0 </dev/null'

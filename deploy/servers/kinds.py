@@ -35,7 +35,7 @@ class Kind:
     addresses: Callable[[Mapping[str, int]], Mapping[str, str]]
     environment: Mapping[str, str]
     stop_signal: signal.Signals = signal.SIGTERM
-    ready_within_s: float = 60.0
+    ready_within_s: float = 180.0
 
 
 def _fill(template: str, target: Path, values: Mapping[str, object]) -> None:

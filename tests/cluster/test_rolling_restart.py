@@ -20,7 +20,11 @@ DEVICES = 40
 
 
 async def test_a_rolling_restart_fails_no_device_request(own_cluster: Callable[..., Cluster]) -> None:
-    cluster = own_cluster(environment={"LATEBIND_GATEWAY_DEVICE_REQUESTS_PER_MINUTE": "60000"}).start()
+    cluster = own_cluster(
+        environment={"LATEBIND_GATEWAY_DEVICE_REQUESTS_PER_MINUTE": "60000"},
+        # Longer than the devices keep an idle connection, with room for a slow machine.
+        overrides={"gateway": {"LATEBIND_DRAIN_S": "4"}},
+    ).start()
     world = World(ClusterApi(cluster))
     world.push("adder", {"onnx-fp32": ("model.onnx", onnx_add())})
     collection = world.collection({"rules": [], "default": {"model": "adder", "version": 1}})

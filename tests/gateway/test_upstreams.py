@@ -174,3 +174,16 @@ async def test_an_error_is_told_after_the_time_has_ended() -> None:
         async with limit:
             await asyncio.sleep(30)
     limit.answered()
+
+
+async def test_a_process_that_has_just_started_sends_on_to_another() -> None:
+    good = Good()
+
+    async def starting(_scope: http.Scope, _receive: http.Receive, send: http.Send) -> None:
+        await http.send_bytes(send, 503, b"not yet", [(http.NOT_READY, b"1")])
+
+    async with serving(good) as address, serving(starting) as started, upstream_of(address, started) as upstream:
+        assert await ask(upstream, "POST", "/v1/models", b"m") == (200, b"m")
+        assert good.bodies == [b"m"], "although it must not happen twice"
+    async with serving(starting) as started, upstream_of(started) as upstream:
+        assert await ask(upstream, "POST", "/v1/models", b"m") == (503, b"not yet")
