@@ -59,6 +59,10 @@ demo-cluster: servers ## The demo on separate processes and the real servers, wh
 test-cluster: servers ## Run the contract suites and the cluster tests on the real servers, then stop those
 	@PATH="$(abspath $(dir $(UV))):$$PATH" $(RUN)/pytest -m 'cluster or contract' $(PYTEST_ARGS); passed=$$?; $(if $(KEEP),,$(RUN)/python -m deploy.servers stop;) exit $$passed
 
+.PHONY: chaos
+chaos: setup ## Kill everything while 2,000 devices send 2,000,000 samples, then count; about half an hour, history in build/chaos
+	@$(RUN)/python -m deploy.chaos $(CHAOS_ARGS)
+
 .PHONY: lint
 lint: ## Check format and style
 	@$(RUN)/ruff format --check --quiet . || (echo "not formatted: run make format"; exit 1)
