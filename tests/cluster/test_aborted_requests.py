@@ -108,11 +108,11 @@ def test_ten_thousand_requests_that_nobody_waits_for(server: ServerProcess) -> N
     key = server.new_account()
     asyncio.run(abort_all(server.port, key))
     with server.client(key) as client:
-        eventually(lambda: client.get("/v1/models").status_code == 200)
+        eventually(lambda: client.get("/v1/models").status_code == 200, within_s=120)
         first = client.get("/v1/models", params={"page_size": 200}).json()
     assert first["items"]  # some of the writes got through
-    eventually(lambda: left_behind("latebind-") == 0)
-    eventually(lambda: lent_out(server) == 0)
+    eventually(lambda: left_behind("latebind-") == 0, within_s=120)
+    eventually(lambda: lent_out(server) == 0, within_s=120)
     assert not re.search(r"Traceback|never retrieved|garbage collector", server.log.read_text())
 
 
