@@ -24,7 +24,7 @@ DRIVERS = {
     "chdb": ("kit/olap/chdb.py",),
     "pyarrow": ("kit/olap/chdb.py",),
     "clickhouse_driver": ("kit/olap/clickhouse.py",),
-    "onnxruntime": ("services/packager/formats/", "latebind/device/engines/"),
+    "onnxruntime": ("services/packager/formats/", "services/packager/converters/", "latebind/device/engines/"),
     "ai_edge_litert": ("services/packager/formats/", "latebind/device/engines/"),
     **dict.fromkeys(
         ("tensorflow", "keras", "tf2onnx", "onnx", "onnxslim", "skl2onnx", "sklearn", "skops", "onnxmltools", "xgboost", "lightgbm"),

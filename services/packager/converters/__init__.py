@@ -63,6 +63,7 @@ CONVERTERS = {
     "describe": Converter("onnx", "describe"),
     "describe_tf": Converter("tf", "describe", "describe"),
     "describe_sk": Converter("sk", "describe", "describe"),
+    "sk_to_onnx": Converter("sk", "from_sklearn"),
 }
 
 
