@@ -158,6 +158,17 @@ async def test_a_model_that_gives_nan_is_refused(examine: Examiner) -> None:
     assert '"y"' in caught.value.detail and "range" in caught.value.detail
 
 
+async def test_outputs_as_large_as_floats_go_are_fine(examine: Examiner) -> None:
+    """Found by a mutant: the tolerance follows the largest output, and was refused by the service's own check of the answer."""
+    model = m.OnnxModel(
+        [m.onnx_node("Mul", ["x", "c"], ["y"])],
+        [m.onnx_value("x", "float32", [1, 4])],
+        [m.onnx_value("y", "float32", [1, 4])],
+        [m.onnx_tensor("c", np.array(1e35, np.float32))],
+    )
+    assert (await examine(bytes(model))).atol > 1e12
+
+
 async def test_what_the_runtime_does_not_know_is_said_so(examine: Examiner) -> None:
     with pytest.raises(ModelRejected) as caught:
         await examine(m.onnx_add(opset=500, ir_version=8))
