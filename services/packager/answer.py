@@ -103,7 +103,7 @@ def inspection(raw: bytes) -> Answer:
         golden, notes, version = answer["golden"], answer["notes"], answer["engine_version"]
         ram_mb = answer["ram_mb"]
         _require(isinstance(notes, list) and len(notes) <= 20 and all(_is_text(note, 300) for note in notes), "notes")
-        _require(all(_is_number(golden[name]) and 0 <= golden[name] for name in ("rtol", "atol")), "golden")
+        _require(all(_is_number(golden[name]) and golden[name] >= 0 for name in ("rtol", "atol")), "golden")
         _require(type(ram_mb) is int and 0 < ram_mb < 2**20, "ram_mb")
         _require(_is_version(version), "engine_version")
         return Answer(_found(answer["found"]), float(golden["rtol"]), float(golden["atol"]), ram_mb, version, tuple(notes))
