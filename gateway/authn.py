@@ -17,7 +17,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import OKPKey
 
 from gateway.upstreams import UpstreamUnavailable, ask
-from kit.errors import Unauthorized
+from kit.errors import Unauthorized, Unavailable
 from kit.http import ASGIApp
 from kit.identity import NOBODY, Kind, Principal, PrincipalSeal, Scope, granted
 from kit.single_flight import SingleFlight
@@ -27,6 +27,9 @@ AUDIENCE = "latebind-device"
 _CACHE_SIZE = 200_000
 _KEYS_REFETCH_S = 10.0
 _REFUSED_FOR_S = 5.0
+#: A device token that has expired while no device can renew its own is good for so long more, and is looked at again this often.
+_GRACE_S = 900.0
+_GRACE_LOOK_S = 30.0
 #: A sealed header is used again until it is this close to its end.
 _SEAL_MARGIN_S = 60.0
 
@@ -52,6 +55,7 @@ class Authenticator:
         self._seal_lifetime_s = seal_lifetime_s
         self._known: dict[bytes, Known] = {}
         self._checks: SingleFlight[bytes, Known] = SingleFlight()
+        self._renewals: SingleFlight[str, bool] = SingleFlight()
         self._keys: dict[str, OKPKey] = {}
         self._keys_fetched = -_KEYS_REFETCH_S
         self._fetching = asyncio.Lock()
@@ -119,11 +123,22 @@ class Authenticator:
         good = claims.get("iss") == ISSUER and claims.get("aud") == AUDIENCE and isinstance(account, str) and isinstance(install, str)
         if not good or not isinstance(expires, int | float):
             raise Unauthorized("the device token is not one for this API")
-        if expires <= now:
-            raise Unauthorized("the device token has expired; renew it at /v1/device/token")
+        until = float(expires)
+        if until <= now:
+            if now - until > _GRACE_S or not await self._renewals.get("", self._is_renewal_down):
+                raise Unauthorized("the device token has expired; renew it at /v1/device/token")
+            until = min(until + _GRACE_S, now + _GRACE_LOOK_S)
         assert isinstance(account, str)
         assert isinstance(install, str)
-        return Known(Principal(Kind.DEVICE, install, account), float(expires), b"", 0.0)
+        return Known(Principal(Kind.DEVICE, install, account), until, b"", 0.0)
+
+    async def _is_renewal_down(self) -> bool:
+        """Whether no device can renew its token now: then an expired one is good for a while more (SEC-D3)."""
+        try:
+            status, _ = await ask(self._registry, self._seal, "GET", "/internal/device-tokens:renewable")
+        except Unavailable:
+            return True
+        return status == Unavailable.status
 
     async def _token_key(self, token: str) -> OKPKey:
         """Return the key that the token names. Unknown key ids make one look at the registry, at most every few seconds."""

@@ -55,6 +55,12 @@ async def renew_device_token(_caller: Anyone, service: Service, body: TokenReque
     return TokenView.of(answer)
 
 
+@internal.get("/device-tokens:renewable", status_code=204)
+async def can_renew_device_tokens(_caller: Annotated[Principal, requires(Access.SERVICE)], service: Service) -> None:
+    """Say whether devices can renew their tokens now: 204, or 503 while the database is down. The gateway then bears with expired ones."""
+    await service.check_renewable()
+
+
 @internal.get("/device-token-keys")
 async def list_device_token_keys(_caller: Annotated[Principal, requires(Access.SERVICE)], service: Service) -> TokenKeys:
     """Return the public keys that verify device tokens; the gateway checks tokens itself."""

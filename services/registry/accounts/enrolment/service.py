@@ -53,6 +53,10 @@ class EnrolmentService:
         """Return a nonce and when it expires. Nothing is stored until it is used."""
         return self._challenges.issue(self._clock.now())
 
+    async def check_renewable(self) -> None:
+        """Raise `DatabaseUnavailable` while no device can renew its token."""
+        await self._database.ping()
+
     def token_keys(self) -> dict[str, bytes]:
         """Return key id -> raw public key that verifies device tokens."""
         return self._tokens.public_keys()

@@ -19,12 +19,14 @@ from latebind.device.clock import Clock, parse_time
 from latebind.device.identity import Identity, IdentityFile
 from latebind.device.manifest import MAX_MANIFEST_BYTES
 from latebind.device.verify import MAX_ENVELOPE_BYTES, Trust
-from latebind.errors import NotEnrolled, NotFound, ResponseInvalid, ServerError, Unauthorized, from_problem
+from latebind.errors import NotEnrolled, NotFound, ResponseInvalid, ServerError, ServerUnreachable, Unauthorized, from_problem
 
 MAX_REDIRECTS = 3
 LONGEST_TOKEN_S = 3600.0
 SHORTEST_TOKEN_S = 30.0
 RENEW_BEFORE_S = 600.0
+#: After a renewal that the server could not do.
+RENEW_AGAIN_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +163,10 @@ class DeviceApi:
         with self._lock:
             if not self._identity.enrolled:
                 self._enrol()
-            elif self._token is None or self._token == rejected or self._clock.monotonic() >= self._renew_at:
+            elif self._token is None or self._token == rejected:
                 self._renew()
+            elif self._clock.monotonic() >= self._renew_at:
+                self._renew_if_possible()
             assert self._token is not None
             return self._token
 
@@ -184,6 +188,15 @@ class DeviceApi:
         if not self._identity.enrolled:
             self._identity = self._identity_file.pin(self._identity, answer.get("trust"))
         self._keep_token(answer)
+
+    def _renew_if_possible(self) -> None:
+        """Renew before the token ends. A server that cannot do that now does not stop the device: the old token is tried meanwhile."""
+        try:
+            self._renew()
+        except (ServerError, ServerUnreachable) as error:
+            if isinstance(error, ServerError) and error.status < 500:
+                raise
+            self._renew_at = self._clock.monotonic() + RENEW_AGAIN_S
 
     def _renew(self) -> None:
         nonce = self._challenge()
