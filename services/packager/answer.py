@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from services.packager.domain import DTYPES, MAX_DIM, MAX_NAME, MAX_RANK, Dim, Engine, Found, Tensor, is_symbol
+from services.packager.domain import DTYPES, MAX_DIM, MAX_NAME, MAX_RANK, Dim, Engine, Found, Port, Source, Tensor, is_symbol
 from services.packager.errors import ModelRejected, Reason
 
 MAX_ANSWER_BYTES = 2**20
@@ -32,6 +32,29 @@ class Answer:
     ram_mb: int
     engine_version: str
     notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a variant did on the samples.
+
+    `parity`: per output its name, worst and mean difference to the source, and the source's largest value; None: there is no source.
+    """
+
+    samples: int
+    parity: tuple[tuple[str, float, float, float], ...] | None
+    accuracy: dict[str, Any] | None
+    speed: dict[str, Any]
+    peak_mb: int
+
+
+@dataclass(frozen=True, slots=True)
+class SourceAnswer:
+    """What was read of a source: `main` is the path of its graph, `calibration` the number of samples to calibrate with."""
+
+    source: Source
+    main: str
+    calibration: int
 
 
 def tensor_to_json(tensor: Tensor) -> dict[str, Any]:
@@ -109,6 +132,82 @@ def inspection(raw: bytes) -> Answer:
         return Answer(_found(answer["found"]), float(golden["rtol"]), float(golden["atol"]), ram_mb, version, tuple(notes))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         _invalid(str(error) if isinstance(error, ValueError) else "a field is missing or of the wrong kind")
+
+
+def source_to_json(source: Source) -> dict[str, Any]:
+    """Write a source."""
+    sides = {
+        name: [{"called": port.called, "tensor": tensor_to_json(port.tensor)} for port in side]
+        for name, side in (("inputs", source.inputs), ("outputs", source.outputs))
+    }
+    return {"format": source.format, **sides, "external": sorted(source.external), "signature": source.signature, "tags": list(source.tags)}
+
+
+def source_answer(raw: bytes, paths: Sequence[str]) -> SourceAnswer:
+    """Parse and check the answer to reading a source that has files at `paths`. Raises `ModelRejected`."""
+    answer = parse_answer(raw)
+    try:
+        entry, main, calibration = answer["source"], answer["main"], answer["calibration"]
+        _require(entry["format"] in {"saved-model", "graphdef", "tflite", "onnx"} and main in paths, "format")
+        _require(_is_text(entry["signature"], MAX_NAME, least=0) and all(_is_text(tag, 200) for tag in entry["tags"]), "signature")
+        _require(len(entry["tags"]) <= 20 and type(calibration) is int and 0 <= calibration < 2**31, "tags")
+        _require(len(entry["inputs"]) <= 256 and 0 < len(entry["outputs"]) <= 256, "tensors")
+        _require(len(entry["external"]) <= 1_000 and all(_is_text(name, 200) for name in entry["external"]), "external")
+        sides = []
+        for side in (entry["inputs"], entry["outputs"]):
+            _require(all(_is_text(port["called"], 2 * MAX_NAME) for port in side), "called")
+            sides.append(tuple(Port(port["called"], tensor_from_json(port["tensor"])) for port in side))
+        source = Source(entry["format"], sides[0], sides[1], dict.fromkeys(entry["external"], 0), entry["signature"], tuple(entry["tags"]))
+        return SourceAnswer(source, main, calibration)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        _invalid(str(error) if isinstance(error, ValueError) else "a field is missing or of the wrong kind")
+
+
+def measurement(raw: bytes) -> Measured:
+    """Parse and check the answer to a replay. Raises `ModelRejected`."""
+    answer = parse_answer(raw)
+    try:
+        entry = answer["measured"]
+        samples, parity, accuracy, speed, peak_mb = (entry[name] for name in ("samples", "parity", "accuracy", "speed", "peak_mb"))
+        _require(type(samples) is int and 0 <= samples < 2**31 and type(peak_mb) is int and 0 <= peak_mb < 2**24, "samples")
+        rows = None
+        if parity is not None:
+            _require(len(parity) <= 256, "parity")
+            _require(all(_is_text(row["name"], MAX_NAME) for row in parity), "parity")
+            _require(all(_is_number(row[key]) and row[key] >= 0 for row in parity for key in ("worst", "mean", "scale")), "parity")
+            rows = tuple((row["name"], float(row["worst"]), float(row["mean"]), float(row["scale"])) for row in parity)
+        _require(all(_is_number(speed[key]) and speed[key] >= 0 for key in ("median_ms", "p90_ms", "runs")), "speed")
+        if accuracy is not None:
+            _require(accuracy["metric"] in {"top-1", "agreement"} and type(accuracy["samples"]) is int, "accuracy")
+            _require(_is_number(accuracy["value"]) and 0 <= accuracy["value"] <= 1, "accuracy")
+            accuracy = {name: accuracy[name] for name in ("metric", "samples", "value")}
+        pace = {"median_ms": round(speed["median_ms"], 3), "p90_ms": round(speed["p90_ms"], 3), "runs": int(speed["runs"])}
+        return Measured(samples, rows, accuracy, pace, peak_mb)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        _invalid(str(error) if isinstance(error, ValueError) else "a field is missing or of the wrong kind")
+
+
+def conversion(result: Mapping[str, Any], targets: Sequence[str]) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
+    """Check what a converter returned: for each target its lineage steps, or why there is none. Raises `ModelRejected`."""
+    try:
+        made, failed = result["made"], result["failed"]
+        _require(set(made) | set(failed) == set(targets) and not set(made) & set(failed), "made")
+        for steps in made.values():
+            _require(len(steps) <= 20 and all(_is_step(step) for step in steps), "steps")
+        words = {name: "".join(character for character in text if character.isprintable())[:600] for name, text in failed.items()}
+        return {name: list(steps) for name, steps in made.items()}, words
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        _invalid(str(error) if isinstance(error, ValueError) else "a field is missing or of the wrong kind")
+
+
+def _is_step(step: Any) -> bool:
+    return (
+        set(step) == {"tool", "version", "options"}
+        and _is_text(step["tool"], 100)
+        and _is_text(step["version"], 100)
+        and len(step["options"]) <= 20
+        and all(_is_text(key, 100) and (_is_number(one) or type(one) is bool or _is_text(one, 200)) for key, one in step["options"].items())
+    )
 
 
 def _found(entry: Mapping[str, Any]) -> Found:

@@ -4,7 +4,8 @@
 answer and the files in `out/`, and checks both.
 
 Job: `{"task": "inspect" | "replay", "graph": "in/0", "data": {name: "in/1"}, "inputs": [tensor] | null, "outputs": [tensor] | null,
-"golden": {"rtol", "atol"}, "seconds": 30}`. A replay also takes `format`; it runs the golden input again in a fresh process.
+"golden": {"rtol", "atol"}, "gates": {…}, "seconds": 30}`. A replay also takes `format`; it runs the golden input again in a fresh
+process and measures the model for the gates (`measuring.py`). The jobs of sources are described in `sourcing.py`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ def answer(job: Mapping[str, Any]) -> dict[str, Any]:
     try:
         if job["task"] == "unpack":
             return _unpack(job)
+        if job["task"] in {"source", "reference"}:
+            from services.packager import sourcing  # noqa: PLC0415 - it uses this module, and numpy
+
+            return sourcing.read(job) if job["task"] == "source" else sourcing.reference(job)
         return _replay(job) if job["task"] == "replay" else _inspect(job)
     except ModelRejected as rejected:
         return {"ok": False, "code": rejected.reason, "detail": _clean(rejected.detail)}
@@ -43,27 +48,28 @@ def _inspect(job: Mapping[str, Any]) -> dict[str, Any]:
     step("reading")
     graph = Path(job["graph"])
     found = _read(graph)
-    _check_external(found, job["data"])
+    check_external(found.external, job["data"])
     step("checking")
-    inputs = check_tensors(Reason.INPUT_MISMATCH, "input", _tensors(job["inputs"]), found.inputs)
-    outputs = check_tensors(Reason.OUTPUT_MISMATCH, "output", _tensors(job["outputs"]), found.outputs)
+    inputs = check_tensors(Reason.INPUT_MISMATCH, "input", tensors(job["inputs"]), found.inputs)
+    outputs = check_tensors(Reason.OUTPUT_MISMATCH, "output", tensors(job["outputs"]), found.outputs)
     _check_ranks(found, inputs)
     step("loading")
-    engine, runner = _load(found.format)
+    engine, runner = load(found.format)
     step("running")
     from services.packager import probe as probing  # noqa: PLC0415 - numpy is loaded after the limits are set
+    from services.packager.converters.arrays import write_npz  # noqa: PLC0415
 
     def run(feed: Mapping[str, Any]) -> dict[str, Any]:
         try:
             results = runner.run({name: engine.as_input(array) for name, array in feed.items()})
         except Exception as error:
-            raise _memory_error(error) from error
+            raise memory_error(error) from error
         return {name: engine.as_output(array) for name, array in results.items()}
 
     result = probing.probe(run, inputs, outputs, found.precision, job["seconds"] / 2)
     step("writing")
-    probing.write_npz(GOLDEN_INPUT, result.inputs)
-    probing.write_npz(GOLDEN_OUTPUT, result.outputs)
+    write_npz(GOLDEN_INPUT, result.inputs)
+    write_npz(GOLDEN_OUTPUT, result.outputs)
     fixed = all(isinstance(dim, int) for tensor in inputs for dim in tensor.shape or ())
     outputs = tuple(probing.observed(tensor, result.outputs[tensor.name], fixed=fixed) for tensor in outputs)
     weights = sum(Path(path).stat().st_size for path in (graph, *job["data"].values()))
@@ -80,25 +86,33 @@ def _inspect(job: Mapping[str, Any]) -> dict[str, Any]:
 
 def _replay(job: Mapping[str, Any]) -> dict[str, Any]:
     step("replaying")
-    engine, runner = _load(job["format"])
-    from services.packager import probe as probing  # noqa: PLC0415 - numpy is loaded after the limits are set
+    engine, runner = load(job["format"])
+    from services.packager import measuring  # noqa: PLC0415 - numpy is loaded after the limits are set
+    from services.packager import probe as probing  # noqa: PLC0415
+    from services.packager.converters.arrays import read_npz  # noqa: PLC0415
 
-    feed = probing.read_npz(Path("in/input.npz"))
-    expected = probing.read_npz(Path("in/output.npz"))
-    _check_golden("input", _tensors(job["inputs"]) or (), feed)
-    _check_golden("output", _tensors(job["outputs"]) or (), expected)
-    try:
+    feed = read_npz(Path("in/input.npz"))
+    expected = read_npz(Path("in/output.npz"))
+    inputs, outputs = tensors(job["inputs"]) or (), tensors(job["outputs"]) or ()
+    _check_golden("input", inputs, feed)
+    _check_golden("output", outputs, expected)
+
+    def run(feed: Mapping[str, Any]) -> dict[str, Any]:
         results = runner.run({name: engine.as_input(array) for name, array in feed.items()})
+        return {name: engine.as_output(array) for name, array in results.items()}
+
+    try:
+        actual = run(feed)
     except Exception as error:
         raise ModelRejected(Reason.MODEL_NOT_DETERMINISTIC, f"The model ran once, but not a second time: {error}") from error
-    actual = {name: engine.as_output(array) for name, array in results.items()}
-    if not probing.close(actual, expected, job["golden"]["rtol"], job["golden"]["atol"]):
+    tolerance = (job["golden"]["rtol"], job["golden"]["atol"])
+    if not probing.close(actual, expected, *tolerance):
         raise ModelRejected(
             Reason.MODEL_NOT_DETERMINISTIC,
             "The model gave other outputs in a second process than in the first one, so no device could check its own results. "
             "Give random operators a seed, or make the noise an input.",
         )
-    return {"ok": True}
+    return {"ok": True, "measured": measuring.measure(run, job["gates"], feed, (inputs, outputs), tolerance=tolerance, step=step)}
 
 
 def _unpack(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,11 +132,12 @@ def _read(graph: Path) -> Found:
         raise ModelRejected(Reason.MODEL_TRUNCATED, "The model file is empty. Upload it again.")
     with graph.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
         if tflite.is_tflite(data[:8]):
-            return tflite.read(data, _version_of("ai-edge-litert"))
-        return onnx.read(data, _version_of("onnxruntime"))
+            return tflite.read(data, version_of("ai-edge-litert"))
+        return onnx.read(data, version_of("onnxruntime"))
 
 
-def _version_of(distribution: str) -> str:
+def version_of(distribution: str) -> str:
+    """Return the version of an installed distribution. Raises `ModelRejected` when it is not there."""
     from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - only the child needs it
 
     try:
@@ -133,8 +148,9 @@ def _version_of(distribution: str) -> str:
         ) from error
 
 
-def _check_external(found: Found, data: Mapping[str, str]) -> None:
-    for name, needed in found.external.items():
+def check_external(external: Mapping[str, int], data: Mapping[str, str]) -> None:
+    """Check the files that a model keeps tensor data in: name to bytes needed, against name to place. Raises `ModelRejected`."""
+    for name, needed in external.items():
         if name not in data:
             have = ", ".join(sorted(data)) or "none"
             raise ModelRejected(
@@ -165,7 +181,7 @@ def _check_golden(kind: str, tensors: tuple[Tensor, ...], arrays: Mapping[str, A
         raise ModelRejected(Reason.CHILD_ANSWER_INVALID, f"The golden {kind} does not hold the declared tensors.")
 
 
-def _load(kind: str) -> tuple[Any, Any]:
+def load(kind: str) -> tuple[Any, Any]:
     """Load the runtime and the model, which the service laid out with its data files beside it under the names it knows them by."""
     try:
         if kind == "onnx":
@@ -176,18 +192,19 @@ def _load(kind: str) -> tuple[Any, Any]:
 
         return tflite_engine, tflite_engine.TfliteRunner(MODEL)
     except ModelRejected as rejected:
-        if isinstance(_memory_error(rejected), MemoryError):
+        if isinstance(memory_error(rejected), MemoryError):
             raise MemoryError from rejected
         raise
 
 
-def _memory_error(error: Exception) -> Exception:
+def memory_error(error: Exception) -> Exception:
     """Return a `MemoryError` in place of what the runtimes say when memory runs out."""
     text = str(error).lower()
     return MemoryError() if "bad_alloc" in text or "failed to allocate" in text or "out of memory" in text else error
 
 
-def _tensors(entries: list[Any] | None) -> tuple[Tensor, ...] | None:
+def tensors(entries: list[Any] | None) -> tuple[Tensor, ...] | None:
+    """Read tensors of a job; None stays None."""
     return None if entries is None else tuple(tensor_from_json(entry) for entry in entries)
 
 

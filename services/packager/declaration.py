@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from services.packager.answer import tensor_from_json
-from services.packager.domain import Tensor, is_plain_name
+from services.packager.domain import MAX_NAME, Tensor, is_plain_name
 from services.packager.errors import ModelRejected, Reason
 
 PARAM_TYPES = frozenset({"int", "float", "bool", "string", "int[]", "float[]", "string[]", "json", "file"})
@@ -20,6 +20,17 @@ GOLDEN_FOLDER = "golden"
 MAX_VARIANTS = 32
 MAX_FILES = 1_000
 MAX_DECLARATION_BYTES = 4 * 2**20
+
+#: What can be made of a source: kind to (format, precision).
+KINDS = {
+    "onnx-fp32": ("onnx", "fp32"),
+    "onnx-fp16": ("onnx", "fp16"),
+    "onnx-int8": ("onnx", "int8"),
+    "tflite-fp32": ("tflite", "fp32"),
+    "tflite-int8": ("tflite", "int8"),
+}
+#: What devices must know at least, for ONNX: profile to (highest opset, highest IR). LIBRARIES 5.4.
+PROFILES = {"portable": (15, 8), "modern": (18, 10)}
 
 _RESERVED = ("manifest.json", "signature.json", GOLDEN_FOLDER)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -48,11 +59,18 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One runnable form. `name` None: by content."""
+    """One runnable form. `name` None: by content. `required`: the version fails with it.
+
+    `precision`: what it was made to have; `sources` and `steps`: what it was made of and how. Uploaded ready-made, it has none of them.
+    """
 
     name: str | None
     graph: File
     data: tuple[File, ...]
+    required: bool = True
+    precision: str | None = None
+    sources: tuple[str, ...] = ()
+    steps: tuple[dict[str, Any], ...] = ()
 
     @property
     def files(self) -> tuple[File, ...]:
@@ -61,10 +79,44 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """A variant to be made of the source: a key of `KINDS`, one of `PROFILES`. `required`: the version fails with it."""
+
+    name: str
+    kind: str
+    profile: str = "portable"
+    slim: bool = True
+    ort: bool = False
+    required: bool = False
+
+    @property
+    def graph_path(self) -> str:
+        """Where its graph lies in the package."""
+        return f"model.{KINDS[self.kind][0]}"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFiles:
+    """What the variants are made of. `names`: name of an input or output in the package to its name in the source, where they differ."""
+
+    files: tuple[File, ...]
+    names: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSet:
+    """An .npz with inputs and labels or expected outputs; `output`: the one that the labels belong to; `min_accuracy`: from 0 to 1."""
+
+    file: File
+    min_accuracy: float | None
+    output: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Declaration:
     """A whole declaration. `inputs` and `outputs` None: the model's own are taken. `params`, `requires`, `lineage` go on as they are."""
 
-    variants: tuple[Variant, ...]
+    variants: tuple[Variant | Wanted, ...]
     files: tuple[File, ...]
     params: dict[str, Any]
     inputs: tuple[Tensor, ...] | None
@@ -73,6 +125,15 @@ class Declaration:
     rtol: float | None
     atol: float | None
     lineage: dict[str, Any]
+    source: SourceFiles | None = None
+    calibration: File | None = None
+    evaluation: EvaluationSet | None = None
+
+    @property
+    def private_files(self) -> tuple[File, ...]:
+        """What packaging reads and no package carries."""
+        sets = (self.calibration, self.evaluation.file if self.evaluation else None)
+        return (*(self.source.files if self.source else ()), *(one for one in sets if one is not None))
 
 
 def parse_declaration(raw: bytes) -> Declaration:
@@ -91,15 +152,19 @@ def parse_declaration(raw: bytes) -> Declaration:
 
 
 def _declaration(body: dict[str, Any]) -> Declaration:
-    variants = tuple(_variant(entry) for entry in body["variants"])
+    variants = tuple(_wanted(entry) if "convert" in entry else _variant(entry) for entry in body["variants"])
     files = tuple(_file(entry, "auxiliary") for entry in body.get("files") or ())
     if not 0 < len(variants) <= MAX_VARIANTS:
         raise ValueError(f"a version has 1 to {MAX_VARIANTS} variants")
     names = [variant.name for variant in variants if variant.name is not None]
     if len(set(names)) != len(names):
         raise ValueError("two variants have the same name")
+    source = _source(body.get("source"))
+    if source is None and any(isinstance(variant, Wanted) for variant in variants):
+        raise ValueError("a variant is to be converted, but there is no source")
     for variant in variants:
-        paths = [file.path for file in (*variant.files, *files)]
+        own = [variant.graph_path] if isinstance(variant, Wanted) else [file.path for file in variant.files]
+        paths = [*own, *(file.path for file in files)]
         if len(set(paths)) != len(paths):
             raise ValueError("two files of one variant have the same path")
         if len(paths) > MAX_FILES:
@@ -116,7 +181,47 @@ def _declaration(body: dict[str, Any]) -> Declaration:
         _tolerance(golden.get("rtol")),
         _tolerance(golden.get("atol")),
         _lineage(body.get("lineage") or {}),
+        source,
+        None if body.get("calibration") is None else _file(body["calibration"], "calibration"),
+        _evaluation(body.get("evaluation")),
     )
+
+
+def _wanted(entry: dict[str, Any]) -> Wanted:
+    how = entry["convert"]
+    kind, profile = how["to"], how.get("profile") or "portable"
+    if kind not in KINDS or profile not in PROFILES or "files" in entry:
+        raise ValueError(f"a variant is converted to one of {', '.join(KINDS)}, with a profile of {', '.join(PROFILES)}, and has no files")
+    name = entry.get("name") or kind
+    flags = [how.get("slim", True), how.get("ort", False), entry.get("required") or False]
+    if not isinstance(name, str) or _VARIANT.fullmatch(name) is None or not all(isinstance(flag, bool) for flag in flags):
+        raise ValueError("a variant's name has 1 to 64 characters of a-z, 0-9, '.', '_' and '-'; slim, ort and required are true or false")
+    return Wanted(name, kind, profile, *flags)
+
+
+def _source(entry: Any) -> SourceFiles | None:
+    if entry is None:
+        return None
+    files = tuple(_file(file, "source") for file in entry["files"])
+    names = entry.get("names") or {}
+    if not 0 < len(files) <= MAX_FILES or len({file.path for file in files}) != len(files):
+        raise ValueError(f"a source has 1 to {MAX_FILES} files with different paths")
+    if not all(isinstance(one, str) and 0 < len(one) <= MAX_NAME for pair in names.items() for one in pair):
+        raise ValueError("source.names maps names to names")
+    if len(set(names.values())) != len(names):
+        raise ValueError("source.names calls one end of the source by two names")
+    return SourceFiles(files, dict(names))
+
+
+def _evaluation(entry: Any) -> EvaluationSet | None:
+    if entry is None:
+        return None
+    floor, output = entry.get("min_accuracy"), entry.get("output")
+    if floor is not None and (type(floor) not in {int, float} or not 0 <= floor <= 1):
+        raise ValueError("evaluation.min_accuracy is a number from 0 to 1")
+    if output is not None and not isinstance(output, str):
+        raise ValueError("evaluation.output is the name of an output")
+    return EvaluationSet(_file(entry["file"], "evaluation"), None if floor is None else float(floor), output)
 
 
 def _variant(entry: dict[str, Any]) -> Variant:
@@ -135,7 +240,7 @@ def _variant(entry: dict[str, Any]) -> Variant:
     for file in data:
         if file.folder != graph.folder or not is_plain_name(file.name):
             raise ValueError(f'"{file.path}": a data file lies in the folder of its graph and has a plain name')
-    return Variant(name, graph, data)
+    return Variant(name, graph, data, entry.get("required") is not False)
 
 
 def _file(entry: dict[str, Any], role: str | None) -> File:

@@ -68,6 +68,26 @@ class Found:
     external: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Port:
+    """An input or output of a source: what the source calls it (key of a signature, node, tensor), and the tensor as packages have it."""
+
+    called: str
+    tensor: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A source for conversions: `saved-model` (with `signature` and `tags`), `graphdef`, `tflite` or `onnx` (with `external` data)."""
+
+    format: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    external: dict[str, int]
+    signature: str = ""
+    tags: tuple[str, ...] = ()
+
+
 class JobState(StrEnum):
     """`queued` and `running` go on, the others are final."""
 
@@ -92,6 +112,14 @@ class Package:
     manifest: bytes
     envelope: bytes
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """What came of a version: its packages in order of preference, and the report on every variant as JSON (docs/packaging.md)."""
+
+    packages: tuple[Package, ...]
+    report: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ class Reason(StrEnum):
     ARCHIVE_REFUSED = "ARCHIVE_REFUSED"
     ARCHIVE_TOO_LARGE = "ARCHIVE_TOO_LARGE"
     MODEL_NOT_RECOGNISED = "MODEL_NOT_RECOGNISED"
+    MODEL_FORMAT_REFUSED = "MODEL_FORMAT_REFUSED"
     MODEL_TRUNCATED = "MODEL_TRUNCATED"
     MODEL_MALFORMED = "MODEL_MALFORMED"
     MODEL_TOO_COMPLEX = "MODEL_TOO_COMPLEX"
@@ -28,6 +29,7 @@ class Reason(StrEnum):
     EXTERNAL_DATA_MISSING = "EXTERNAL_DATA_MISSING"
     OPERATOR_NOT_ALLOWED = "OPERATOR_NOT_ALLOWED"
     TYPE_NOT_ALLOWED = "TYPE_NOT_ALLOWED"
+    GRAPH_NODES_NEEDED = "GRAPH_NODES_NEEDED"
     ENGINE_TOO_OLD = "ENGINE_TOO_OLD"
     TENSOR_NOT_SUPPORTED = "TENSOR_NOT_SUPPORTED"
     TENSOR_TOO_LARGE = "TENSOR_TOO_LARGE"
@@ -38,6 +40,10 @@ class Reason(StrEnum):
     MODEL_RUN_FAILED = "MODEL_RUN_FAILED"
     MODEL_OUTPUT_NOT_FINITE = "MODEL_OUTPUT_NOT_FINITE"
     MODEL_NOT_DETERMINISTIC = "MODEL_NOT_DETERMINISTIC"
+    PARITY_TOO_LOW = "PARITY_TOO_LOW"
+    ACCURACY_TOO_LOW = "ACCURACY_TOO_LOW"
+    SAMPLES_INVALID = "SAMPLES_INVALID"
+    VARIANTS_FAILED = "VARIANTS_FAILED"
     ENGINE_NOT_INSTALLED = "ENGINE_NOT_INSTALLED"
 
     CONVERSION_FAILED = "CONVERSION_FAILED"
@@ -54,12 +60,16 @@ class Reason(StrEnum):
 
 
 class ModelRejected(Exception):
-    """The version cannot be packaged. `detail` is for the model's owner: what was found and what to do; no server paths."""
+    """The version cannot be packaged. `detail` is for the model's owner: what was found and what to do; no server paths.
 
-    def __init__(self, reason: Reason, detail: str) -> None:
+    `report` is what was found about its variants until then, as JSON; empty when there is nothing to say.
+    """
+
+    def __init__(self, reason: Reason, detail: str, report: bytes = b"") -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+        self.report = report
 
 
 class JobNotFound(NotFound):

@@ -48,7 +48,7 @@ def key_of(job: Job) -> str:
     return f"{job.account}/{job.model_id}"
 
 
-def built(job: Job, packages: Sequence[Package]) -> bytes:
+def built(job: Job, packages: Sequence[Package], report: bytes) -> bytes:
     """Write `package.built`."""
     return events_pb2.PackageBuilt(
         account=job.account,
@@ -61,13 +61,14 @@ def built(job: Job, packages: Sequence[Package]) -> bytes:
             )
             for one in packages
         ],
+        report_json=report,
     ).SerializeToString()
 
 
-def failed(job: Job, code: str, detail: str) -> bytes:
+def failed(job: Job, code: str, detail: str, report: bytes) -> bytes:
     """Write `package.failed`."""
     return events_pb2.PackageFailed(
-        account=job.account, model_id=job.model_id, version=job.version, job_id=job.job_id, code=code, detail=detail
+        account=job.account, model_id=job.model_id, version=job.version, job_id=job.job_id, code=code, detail=detail, report_json=report
     ).SerializeToString()
 
 

@@ -87,8 +87,8 @@ def build_manifest(
             "atol": answer.atol,
         },
         "lineage": {
-            "source_sha256": declaration.lineage["source_sha256"] or [file.sha256 for file in variant.files],
-            "steps": declaration.lineage["steps"],
+            "source_sha256": declaration.lineage["source_sha256"] or list(variant.sources) or [file.sha256 for file in variant.files],
+            "steps": [*declaration.lineage["steps"], *variant.steps],
         },
     }
     body = _json(manifest)

@@ -1,24 +1,26 @@
-"""Makes the packages of one version: fetch, examine in children, keep the golden files, build manifests, sign.
+"""Makes the packages of one version: convert, examine in children, hold against the gates, build manifests, sign.
 
-It writes blobs and nothing else; that a job succeeded is decided by the transaction of `service.py` afterwards. Golden files of a job
-that then fails stay behind as blobs that nothing refers to.
+It writes blobs and nothing else; that a job succeeded is decided by the transaction of `service.py` afterwards. Files of a job that
+then fails stay behind as blobs that nothing refers to.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
-from collections.abc import AsyncIterator, Callable
+import shutil
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from kit.blobs import BlobMismatch, BlobNotFound, BlobStore
-from services.packager.answer import Answer, inspection, parse_answer, tensor_to_json
-from services.packager.declaration import Declaration, File, Variant, parse_declaration
-from services.packager.domain import Package
+from kit.blobs import BlobStore
+from services.packager.answer import Answer, inspection, measurement, tensor_to_json
+from services.packager.declaration import Declaration, File, Variant, Wanted, parse_declaration
+from services.packager.domain import Package, Packed, Tensor
 from services.packager.errors import ModelRejected, Reason
+from services.packager.files import Files
+from services.packager.gates import Verdict, judge
+from services.packager.making import Made, Maker
 from services.packager.manifest import (
     GOLDEN_INPUT,
     GOLDEN_OUTPUT,
@@ -29,6 +31,7 @@ from services.packager.manifest import (
     check_variants,
     variant_name,
 )
+from services.packager.progress import EXAMINING, Progress, Report
 from services.packager.results import Result, Results
 from services.packager.sandbox import Sandbox, Workspace
 from services.packager.signing import Signer
@@ -36,26 +39,27 @@ from services.packager.signing import Signer
 MAX_GRAPH_BYTES = 2**31
 MAX_VARIANT_BYTES = 16 * 2**30
 
-_CHUNK = 2**20
-_WORDS = {
-    "fetching": "fetching the files",
-    "reading": "reading the model",
-    "checking": "comparing it with the declaration",
-    "loading": "loading it into the engine",
-    "running": "running it on generated input",
-    "writing": "keeping the golden output",
-    "replaying": "running it again in a second process",
-    "remembering": "examined before, with the same result",
-}
-_STEPS = tuple(_WORDS)
+#: How much of a job's progress belongs to making variants of a source.
+_MAKING = 0.6
+_END = 0.95
 
 
-class Report(Protocol):
-    """Tells how far a job is. Never waits."""
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One version on its way. `rows`: what the report says of each variant so far."""
 
-    def __call__(self, step: str, progress: float, text: str) -> None:
-        """Say the step in words, the progress from 0 to 1, and a line for the job's log."""
-        ...
+    declaration: Declaration
+    files: Files
+    rows: list[dict[str, Any]]
+
+    def report(self, made: Made | None) -> bytes:
+        source = None
+        if self.declaration.source is not None and made is not None:
+            source = {"format": made.format, "sha256": [file.sha256 for file in self.declaration.source.files][:100]}
+        return json.dumps({"source": source, "variants": self.rows}, separators=(",", ":"), ensure_ascii=False).encode()
+
+    def reasons(self) -> str:
+        return " ".join(f"{row['variant']}: {row['problem']['code']}: {row['problem']['detail']}" for row in self.rows)[:1500]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,7 @@ class _Examined:
     answer: Answer
     golden_input: File
     golden_output: File
+    verdict: Verdict
 
 
 class Packer:
@@ -76,22 +81,50 @@ class Packer:
         self._sandbox = sandbox
         self._tool_version = tool_version
 
-    async def pack(self, identity: Identity, raw_declaration: bytes, report: Report) -> list[Package]:
-        """Return the signed packages of a version, in its order of preference.
+    async def pack(self, identity: Identity, raw_declaration: bytes, report: Report) -> Packed:
+        """Return the signed packages of a version in its order of preference, and the report on all variants.
 
         Raises `ModelRejected` when the version cannot be packaged, and what the blob store raises when it is not reachable.
         """
         declaration = parse_declaration(raw_declaration)
-        for file in declaration.files:
-            await self._check_stored(identity.account, file)
-        examined = []
-        for index, variant in enumerate(declaration.variants):
-            label = (variant.name or variant.graph.name)[:48]
-            examined.append(await self._examine(identity.account, declaration, variant, _steps(report, label, index, declaration)))
-        names = [variant_name(one.variant, one.answer) for one in examined]
-        check_variants(names, [one.answer for one in examined])
+        files = Files(self._blobs, identity.account)
+        for file in (*declaration.files, *declaration.private_files):
+            await files.check(file)
+        job = _Job(declaration, files, [])
+        async with AsyncExitStack() as stack:
+            made = None
+            if declaration.source is not None:
+                workspace = await stack.enter_async_context(self._sandbox.workspace())
+                made = await Maker(self._sandbox, files, declaration, Progress(report, "source", 0.0, _MAKING)).make(workspace)
+            examined = [
+                one
+                for index, variant in enumerate(declaration.variants)
+                if (one := await self._try(job, variant, made, _stretch(report, declaration, index))) is not None
+            ]
+        if not examined:
+            raise ModelRejected(Reason.VARIANTS_FAILED, f"No variant passed. {job.reasons()}", job.report(made))
+        check_variants([variant_name(one.variant, one.answer) for one in examined], [one.answer for one in examined])
         report("signing", 0.97, "signing the packages")
-        return [self._sign(identity, declaration, one) for one in examined]
+        return Packed(tuple(self._sign(identity, declaration, one) for one in examined), job.report(made))
+
+    async def _try(self, job: _Job, wanted: Variant | Wanted, made: Made | None, progress: Progress) -> _Examined | None:
+        """Examine a variant and add its row to the report; None when it failed and the version can do without it."""
+        row: dict[str, Any] = {"variant": wanted.name, "state": "failed", "required": wanted.required, "problem": None}
+        job.rows.append(row)
+        try:
+            variant = wanted if isinstance(wanted, Variant) else _made(made, wanted)
+            one = await self._examine(job, variant, made if isinstance(wanted, Wanted) else None, progress)
+            row |= {"variant": variant_name(variant, one.answer), **_structure(one), **one.verdict.report}
+            if one.verdict.problem is not None:
+                raise one.verdict.problem
+        except ModelRejected as rejected:
+            row["problem"] = {"code": rejected.reason, "detail": rejected.detail}
+            progress.say(f"not served: {rejected.reason}: {rejected.detail}"[:500], 1.0)
+            if wanted.required:
+                raise ModelRejected(rejected.reason, rejected.detail, job.report(made)) from rejected
+            return None
+        row["state"] = "ready"
+        return one
 
     def _sign(self, identity: Identity, declaration: Declaration, one: _Examined) -> Package:
         manifest = build_manifest(
@@ -103,7 +136,10 @@ class Packer:
             manifest.variant, manifest.digest, manifest.body, json.dumps(envelope, separators=(",", ":")).encode(), manifest.size
         )
 
-    async def _examine(self, account: str, declaration: Declaration, variant: Variant, on_step: Callable[[str], None]) -> _Examined:
+    async def _examine(self, job: _Job, variant: Variant, made: Made | None, progress: Progress) -> _Examined:
+        files, declaration = job.files, job.declaration
+        evaluation = declaration.evaluation
+        floor = None if evaluation is None else evaluation.min_accuracy
         facts = {
             "task": "examine",
             "sandbox": self._sandbox.level,
@@ -112,86 +148,101 @@ class Packer:
             "inputs": _tensors(declaration.inputs),
             "outputs": _tensors(declaration.outputs),
             "golden": (declaration.rtol, declaration.atol),
+            "evaluation": None if evaluation is None else (evaluation.file.sha256, evaluation.output),
         }
-        if (known := await self._results.find(account, facts)) is not None:
-            on_step("remembering")
-            return _Examined(variant, _with_tolerances(inspection(known.answer), declaration), *known.files.values())
+        # What a source was converted to is compared with it each time: both were made just now.
+        known = await self._results.find(files.account, facts) if made is None else None
+        if known is not None:
+            progress.say("examined before, with the same result")
+            answers = [answer.encode() for answer in json.loads(known.answer)]
+            answer = _with_tolerances(inspection(answers[0]), declaration)
+            verdict = judge(measurement(answers[1]), answer.found.precision, floor=floor)
+            return _Examined(variant, answer, known.files[GOLDEN_INPUT], known.files[GOLDEN_OUTPUT], verdict)
         async with self._sandbox.workspace() as workspace:
+            on_step = progress.steps(EXAMINING)
             on_step("fetching")
-            places = await self._fetch(account, variant, workspace)
-            limits = self._sandbox.limits
-            job: dict[str, Any] = {
+            places = await _fetch(files, variant, workspace)
+            task: dict[str, Any] = {
                 "task": "inspect",
                 "graph": places[variant.graph.path],
                 "data": {file.name: places[file.path] for file in variant.data},
-                "inputs": _tensors(declaration.inputs),
-                "outputs": _tensors(declaration.outputs),
-                "seconds": limits.seconds,
+                "inputs": _tensors(declaration.inputs if made is None else _with_ranges(made.inputs, declaration.inputs)),
+                "outputs": _tensors(declaration.outputs if made is None else made.outputs),
+                "seconds": self._sandbox.limits.seconds,
             }
-            raw = await self._sandbox.run(workspace, job, on_step)
+            raw = await self._sandbox.run(workspace, task, on_step)
             answer = _with_tolerances(inspection(raw), declaration)
-            most = limits.disk_bytes
+            _check_precision(variant, answer)
+            most = self._sandbox.limits.disk_bytes
             paths = [await asyncio.to_thread(workspace.take, name, name, most) for name in ("input.npz", "output.npz")]
             replay = {
-                **job,
+                **task,
                 "task": "replay",
                 "format": answer.found.format,
                 "inputs": _tensors(answer.found.inputs),
                 "outputs": _tensors(answer.found.outputs),
                 "golden": {"rtol": answer.rtol, "atol": answer.atol},
+                "gates": await _gates(files, declaration, made, workspace),
             }
-            parse_answer(await self._sandbox.run(workspace, replay, on_step))
-            golden = [await self._keep(account, path, name) for path, name in zip(paths, (GOLDEN_INPUT, GOLDEN_OUTPUT), strict=True)]
-            await self._results.keep(account, facts, Result(raw, {file.path: file for file in golden}))
-            return _Examined(variant, answer, *golden)
-
-    async def _fetch(self, account: str, variant: Variant, workspace: Workspace) -> dict[str, str]:
-        """Copy the variant's files into the workspace under names of ours. Returns path in the package to place for the child."""
-        if variant.graph.size > MAX_GRAPH_BYTES or sum(file.size for file in variant.files) > MAX_VARIANT_BYTES:
-            raise ModelRejected(
-                Reason.MODEL_TOO_LARGE,
-                f"A model file may have at most {MAX_GRAPH_BYTES >> 30} GiB (ONNX: put the weights into external data), "
-                f"a variant {MAX_VARIANT_BYTES >> 30} GiB.",
-            )
-        places = {}
-        for number, file in enumerate(variant.files):
-            await self._copy(account, file, workspace.path(str(number)))
-            places[file.path] = f"in/{number}"
-        return places
-
-    async def _copy(self, account: str, file: File, target: Path) -> None:
-        await self._check_stored(account, file)
-        digest = hashlib.sha256()
-        with target.open("xb") as copy:
-            async for chunk in self._blobs.open(account, file.sha256):
-                await asyncio.to_thread(_write, copy, digest, chunk)
-        if digest.hexdigest() != file.sha256:
-            raise BlobMismatch(f"the stored bytes of {file.path} are not the ones that were uploaded")
-
-    async def _check_stored(self, account: str, file: File) -> None:
-        try:
-            info = await self._blobs.stat(account, file.sha256)
-        except BlobNotFound as error:
-            raise ModelRejected(
-                Reason.FILE_MISSING, f"{file.path} was not uploaded (sha256 {file.sha256}). Upload it and commit again."
-            ) from error
-        if info.size != file.size:
-            raise ModelRejected(Reason.FILE_MISMATCH, f"{file.path} was declared with {file.size} bytes, but {info.size} were uploaded.")
-
-    async def _keep(self, account: str, path: Path, name: str) -> File:
-        """Store a golden file as a blob of the account."""
-        info = await self._blobs.put(account, _chunks(path))
-        return File(name, info.sha256, info.size, "golden")
+            replayed = await self._sandbox.run(workspace, replay, on_step)
+            verdict = judge(measurement(replayed), answer.found.precision, floor=floor)
+            golden = [await files.keep(path, name, "golden") for path, name in zip(paths, (GOLDEN_INPUT, GOLDEN_OUTPUT), strict=True)]
+            if made is None:
+                both = json.dumps([raw.decode(), replayed.decode()]).encode()
+                await self._results.keep(files.account, facts, Result(both, {file.path: file for file in golden}))
+            return _Examined(variant, answer, golden[0], golden[1], verdict)
 
 
-def _steps(report: Report, label: str, index: int, declaration: Declaration) -> Callable[[str], None]:
-    total = len(declaration.variants)
+async def _fetch(files: Files, variant: Variant, workspace: Workspace) -> dict[str, str]:
+    """Copy the variant's files into the workspace under names of ours. Returns path in the package to place for the child."""
+    if variant.graph.size > MAX_GRAPH_BYTES or sum(file.size for file in variant.files) > MAX_VARIANT_BYTES:
+        raise ModelRejected(
+            Reason.MODEL_TOO_LARGE,
+            f"A model file may have at most {MAX_GRAPH_BYTES >> 30} GiB (ONNX: put the weights into external data), "
+            f"a variant {MAX_VARIANT_BYTES >> 30} GiB.",
+        )
+    places = {}
+    for number, file in enumerate(variant.files):
+        await files.fetch(file, workspace.path(str(number)))
+        places[file.path] = f"in/{number}"
+    return places
 
-    def on_step(name: str) -> None:
-        done = _STEPS.index(name) / len(_STEPS)
-        report(f"{label}: {_WORDS[name]}", round((index + done) / total * 0.95, 4), f"{label}: {_WORDS[name]}")
 
-    return on_step
+async def _gates(files: Files, declaration: Declaration, made: Made | None, workspace: Workspace) -> dict[str, Any]:
+    """Put what the gates need beside the model."""
+    gates: dict[str, Any] = {"samples": None, "reference": None, "evaluation": None, "output": None}
+    if made is not None:
+        for name, path in (("samples", made.samples), ("reference", made.reference)):
+            await asyncio.to_thread(shutil.copyfile, path, workspace.path(f"{name}.npz"))
+            gates[name] = f"in/{name}.npz"
+    if declaration.evaluation is not None:
+        await files.fetch(declaration.evaluation.file, workspace.path("evaluation.npz"))
+        gates |= {"evaluation": "in/evaluation.npz", "output": declaration.evaluation.output}
+    return gates
+
+
+def _made(made: Made | None, wanted: Wanted) -> Variant:
+    assert made is not None
+    if wanted.name in made.failed:
+        raise made.failed[wanted.name]
+    return made.variants[wanted.name]
+
+
+def _check_precision(variant: Variant, answer: Answer) -> None:
+    if variant.precision in {None, "fp32", answer.found.precision}:
+        return
+    raise ModelRejected(
+        Reason.CONVERSION_FAILED,
+        f"The converter left the model as {answer.found.precision}: nothing in it can be {variant.precision}. Leave this variant out.",
+    )
+
+
+def _stretch(report: Report, declaration: Declaration, index: int) -> Progress:
+    variant, total = declaration.variants[index], len(declaration.variants)
+    begin = _MAKING if declaration.source is not None else 0.0
+    part = (_END - begin) / total
+    label = variant.name or (variant.graph.name if isinstance(variant, Variant) else "")
+    return Progress(report, label, begin + index * part, begin + (index + 1) * part)
 
 
 def _with_tolerances(answer: Answer, declaration: Declaration) -> Answer:
@@ -203,16 +254,30 @@ def _with_tolerances(answer: Answer, declaration: Declaration) -> Answer:
     )
 
 
+def _with_ranges(tensors: tuple[Tensor, ...], declared: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+    ranges = {tensor.name: tensor.range for tensor in declared or ()}
+    return tuple(replace(tensor, range=ranges.get(tensor.name, tensor.range)) for tensor in tensors)
+
+
+def _structure(one: _Examined) -> dict[str, Any]:
+    """Say what the structure gate found: engine, operators by domain, bytes."""
+    engine = one.answer.found.engine
+    domains: dict[str, int] = {}
+    for operator in engine.operators:
+        domain = operator.rpartition(":")[0] or ("ai.onnx" if engine.name == "onnxruntime" else engine.name)
+        domains[domain] = domains.get(domain, 0) + 1
+    return {
+        "precision": one.answer.found.precision,
+        "structure": {
+            "ir_version": engine.ir_version,
+            "opset": engine.opset,
+            "min_version": engine.min_version,
+            "min_runtime_version": engine.min_runtime_version,
+            "operators": domains,
+            "bytes": sum(file.size for file in one.variant.files),
+        },
+    }
+
+
 def _tensors(tensors: Any) -> list[dict[str, Any]] | None:
     return None if tensors is None else [tensor_to_json(tensor) for tensor in tensors]
-
-
-def _write(copy: Any, digest: Any, chunk: bytes) -> None:
-    digest.update(chunk)
-    copy.write(chunk)
-
-
-async def _chunks(path: Path) -> AsyncIterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := await asyncio.to_thread(file.read, _CHUNK):
-            yield chunk

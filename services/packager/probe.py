@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +28,7 @@ MAX_GOLDEN_BYTES = 256 * 2**20
 
 # A prime period: the values do not line up with any usual stride, and the golden input still packs well.
 _PERIOD = 1021
+_STRIDE = 101
 _BATCH_NAMES = frozenset({"n", "b", "batch", "batch_size", "batchsize", "batch_dim"})
 
 #: precision -> (rtol, atol per unit of the largest output). A device's arithmetic may differ from ours by this much.
@@ -63,7 +62,7 @@ def probe(run: Run, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], pre
     """
     started = time.monotonic()
     refusal: ModelRejected | None = None
-    for style, size in _attempts(inputs):
+    for style, size in attempts(inputs):
         if refusal is not None and time.monotonic() - started > seconds:
             break
         feed = generate(inputs, size, style)
@@ -86,14 +85,17 @@ def probe(run: Run, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], pre
                 "Two runs on the same input gave different outputs, so no device could check that it runs the model right. "
                 "Give random operators a seed, or make the noise an input.",
             )
-        notes = () if (style, size) == next(_attempts(inputs)) else (f"ran on input generated as {style}, free dimensions of {size}",)
+        notes = () if (style, size) == next(attempts(inputs)) else (f"ran on input generated as {style}, free dimensions of {size}",)
         return Probe(feed, first, rtol, atol, notes)
     assert refusal is not None
     raise refusal
 
 
-def generate(inputs: tuple[Tensor, ...], size: int, style: str) -> dict[str, Any]:
-    """Make one array per input: floats in [0, 1), 8-bit integers over their range, wider ones 0 or 1, unless a range is declared."""
+def generate(inputs: tuple[Tensor, ...], size: int, style: str, sample: int = 0) -> dict[str, Any]:
+    """Make one array per input: floats in [0, 1), 8-bit integers over their range, wider ones 0 or 1, unless a range is declared.
+
+    `sample` numbers different values for the same shapes.
+    """
     symbols: dict[str, int] = {}
     feed = {}
     total = 0
@@ -104,7 +106,7 @@ def generate(inputs: tuple[Tensor, ...], size: int, style: str) -> dict[str, Any
             raise ModelRejected(
                 Reason.TENSOR_TOO_LARGE, f"One set of inputs is larger than {MAX_INPUT_BYTES >> 20} MiB ({tensor.name}: {list(shape)})."
             )
-        feed[tensor.name] = _values(tensor, shape, index, style)
+        feed[tensor.name] = _values(tensor, shape, index + sample * _STRIDE, style)
     return feed
 
 
@@ -170,24 +172,8 @@ def dtype_of(array: Any) -> str:
     return "string" if array.dtype.kind == "U" else str(array.dtype)
 
 
-def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Write arrays as .npz: compressed, no pickles, the same bytes for the same arrays."""
-    with zipfile.ZipFile(path, "x") as archive:
-        for name, array in arrays.items():
-            # An entry made by hand carries no time of day.
-            entry = zipfile.ZipInfo(f"{name}.npy")
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            with archive.open(entry, "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, np.ascontiguousarray(array) if array.ndim else array, allow_pickle=False)
-
-
-def read_npz(path: Path) -> dict[str, Any]:
-    """Read arrays that `write_npz` wrote."""
-    with np.load(path, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
-
-
-def _attempts(inputs: tuple[Tensor, ...]) -> Iterator[tuple[str, int]]:
+def attempts(inputs: tuple[Tensor, ...]) -> Iterator[tuple[str, int]]:
+    """Yield what to try in turn for input that nobody gave: how values are chosen, and the size of free dimensions."""
     free = any(not isinstance(dim, int) for tensor in inputs for dim in tensor.shape or ())
     for style in STYLES:
         for size in SIZES if free else SIZES[:1]:

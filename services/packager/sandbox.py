@@ -32,7 +32,7 @@ from services.packager.isolation.cage import Level
 from services.packager.isolation.folders import clean_up, remove
 from services.packager.isolation.process import OnStep, talk
 
-_STEPS = frozenset({"reading", "checking", "loading", "running", "writing", "replaying"})
+_STEPS = frozenset({"reading", "checking", "loading", "running", "writing", "replaying", "comparing", "evaluating", "measuring"})
 
 #: The levels that are taken without being told to.
 SAFE = (Level.STRONG, Level.FALLBACK)

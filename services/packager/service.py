@@ -11,7 +11,7 @@ from kit.clock import Clock, timestamp_ms
 from kit.db import Database, Transaction
 from kit.ids import id_time_ms
 from services.packager import events, store
-from services.packager.domain import Claim, Job, JobState, Line, Note, Package, Quota
+from services.packager.domain import Claim, Job, JobState, Line, Note, Package, Packed, Quota
 from services.packager.errors import JobFinished, JobNotFound, Reason
 from services.packager.events import Committed
 from services.packager.signing import ROLE, Signer
@@ -243,28 +243,30 @@ class PackagerService:
         if notes:
             self.bell.ring()
 
-    async def succeed(self, claim: Claim, packages: Sequence[Package]) -> None:
+    async def succeed(self, claim: Claim, packed: Packed) -> None:
         """Store the packages and tell the registry. Raises `ClaimLost`."""
         job = claim.job
         async with self._database.begin() as tx:
             if not await store.still_held(tx, claim):
                 raise ClaimLost
+            packages = packed.packages
             await store.add_packages(tx, job.account, job.job_id, packages)
             now = self._clock.now()
             done = [Note(now, "done", 1.0, f"package {one.variant}: sha256 {one.digest}, {one.size} bytes") for one in packages]
             await self._log(tx, job, done, last=True)
             await store.end_job(tx, job.account, job.job_id, JobState.SUCCEEDED, now, step="done")
-            await tx.emit(events.PACKAGE_BUILT, key=events.key_of(job), account=job.account, value=events.built(job, packages))
+            value = events.built(job, packages, packed.report)
+            await tx.emit(events.PACKAGE_BUILT, key=events.key_of(job), account=job.account, value=value)
         self.bell.ring()
 
-    async def fail(self, claim: Claim, reason: Reason, detail: str) -> None:
-        """End the job as failed and tell the registry. Raises `ClaimLost`."""
+    async def fail(self, claim: Claim, reason: Reason, detail: str, report: bytes = b"") -> None:
+        """End the job as failed and tell the registry, with what was found until then. Raises `ClaimLost`."""
         async with self._database.begin() as tx:
             if not await store.still_held(tx, claim):
                 raise ClaimLost
             job = await store.find_job(tx, claim.job.account, claim.job.job_id)
             assert job is not None
-            await self._fail(tx, job, JobState.FAILED, reason, detail)
+            await self._fail(tx, job, JobState.FAILED, reason, detail, report=report)
         self.bell.ring()
 
     async def release(self, claim: Claim, pause_s: float, text: str) -> None:
@@ -276,11 +278,11 @@ class PackagerService:
                 await self._log(tx, claim.job, [Note(now, "queued", 0.0, text)])
         self.bell.ring()
 
-    async def _fail(self, tx: Transaction, job: Job, state: JobState, reason: Reason, detail: str) -> None:
+    async def _fail(self, tx: Transaction, job: Job, state: JobState, reason: Reason, detail: str, *, report: bytes = b"") -> None:
         now = self._clock.now()
         await self._log(tx, job, [Note(now, state.value, job.progress, f"{reason}: {detail}")], last=True)
         await store.end_job(tx, job.account, job.job_id, state, now, step=state.value, code=reason, detail=detail)
-        await tx.emit(events.PACKAGE_FAILED, key=events.key_of(job), account=job.account, value=events.failed(job, reason, detail))
+        await tx.emit(events.PACKAGE_FAILED, key=events.key_of(job), account=job.account, value=events.failed(job, reason, detail, report))
 
     async def _log(self, tx: Transaction, job: Job, notes: Sequence[Note], *, last: bool = False) -> None:
         """Append to the job's log, which is bounded: beyond the cap only the last words of a job are kept."""

@@ -17,7 +17,7 @@ from kit.eventlog import Batch, EventLog
 from kit.metrics import Metric, Metrics
 from kit.workers import Stop, Worker, consume
 from services.packager import events
-from services.packager.domain import Claim, Note, Package
+from services.packager.domain import Claim, Note, Packed
 from services.packager.environments import Environments
 from services.packager.errors import ModelRejected
 from services.packager.isolation.cage import Level
@@ -187,15 +187,15 @@ class JobRunner(Worker):
             self._metrics.count("latebind_packager_jobs_total", outcome=outcome)
             self._metrics.observe("latebind_packager_job_seconds", self._clock.monotonic() - started)
 
-    async def _end(self, claim: Claim, work: asyncio.Task[list[Package]]) -> str:
+    async def _end(self, claim: Claim, work: asyncio.Task[Packed]) -> str:
         """Store how the work ended. Raises `ClaimLost`, and what is neither success nor the model's fault."""
         try:
-            packages = work.result()
+            packed = work.result()
         except ModelRejected as rejected:
-            await self._service.fail(claim, rejected.reason, rejected.detail)
+            await self._service.fail(claim, rejected.reason, rejected.detail, rejected.report)
             log.info("a version cannot be packaged", job=claim.job.job_id, reason=rejected.reason)
             return "failed"
-        await self._service.succeed(claim, packages)
+        await self._service.succeed(claim, packed)
         return "succeeded"
 
     async def _keep(self, claim: Claim, told: _Told) -> None:
@@ -220,7 +220,7 @@ class JobRunner(Worker):
             if None in notes:
                 return
 
-    async def _give_back(self, claim: Claim, work: asyncio.Task[list[Package]], keeper: asyncio.Task[None], told: _Told) -> None:
+    async def _give_back(self, claim: Claim, work: asyncio.Task[Packed], keeper: asyncio.Task[None], told: _Told) -> None:
         """Stop working on a job because the server stops. The keeper is told, not cancelled: it may be inside a transaction."""
         work.cancel()
         told.put_nowait(None)

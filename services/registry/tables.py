@@ -58,6 +58,7 @@ VERSIONS = Table(
     Column("job_id", String(40), nullable=True),
     Column("problem_code", String(80), nullable=True),
     Column("problem_detail", Text, nullable=True),
+    Column("report", Json, nullable=True),
     Column("created_at", Timestamp, nullable=False),
     Column("created_by", String(40), nullable=False),
     Column("updated_at", Timestamp, nullable=False),

@@ -26,7 +26,8 @@ def modules() -> list[ModuleType]:
     found = []
     for package in (kit, gateway, services):
         for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if ".migrations" in info.name or info.name.endswith("__main__"):
+            # Converters run in environments of their own, with packages that the server must not have.
+            if ".migrations" in info.name or info.name.endswith("__main__") or info.name.startswith("services.packager.converters."):
                 continue
             found.append(importlib.import_module(info.name))
     return found

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.packager.answer import parse_answer
+from services.packager.answer import measurement, parse_answer
 from services.packager.errors import ModelRejected, Reason
 from services.packager.sandbox import Sandbox
 from tests import models as m
@@ -197,10 +197,12 @@ async def test_a_replay_in_a_second_process_agrees_and_notices_another_model(exa
             job = {
                 "task": "replay", "format": "onnx", "graph": "in/0", "data": {}, "golden": {"rtol": 0.01, "atol": 0.001},
                 "inputs": [tensor("x", "float32", [1, 4])], "outputs": [tensor("y", "float32", [1, 4])],
+                "gates": {"samples": None, "reference": None, "evaluation": None, "output": None},
             }  # fmt: skip
             raw = await sandbox.run(workspace, job, lambda _step: None)
         if ok:
-            parse_answer(raw)
+            measured = measurement(raw)
+            assert (measured.samples, measured.parity, measured.accuracy) == (1, None, None) and measured.speed["runs"] >= 3
         else:
             with pytest.raises(ModelRejected) as caught:
                 parse_answer(raw)

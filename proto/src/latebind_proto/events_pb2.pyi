@@ -132,10 +132,13 @@ class PackageBuilt(google.protobuf.message.Message):
     VERSION_FIELD_NUMBER: builtins.int
     JOB_ID_FIELD_NUMBER: builtins.int
     PACKAGES_FIELD_NUMBER: builtins.int
+    REPORT_JSON_FIELD_NUMBER: builtins.int
     account: builtins.str
     model_id: builtins.str
     version: builtins.int
     job_id: builtins.str
+    report_json: builtins.bytes
+    """what the gates found about every variant, docs/packaging.md "Report" """
     @property
     def packages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Package]:
         """in the version's order of preference"""
@@ -148,8 +151,9 @@ class PackageBuilt(google.protobuf.message.Message):
         version: builtins.int = ...,
         job_id: builtins.str = ...,
         packages: collections.abc.Iterable[global___Package] | None = ...,
+        report_json: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["account", b"account", "job_id", b"job_id", "model_id", b"model_id", "packages", b"packages", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["account", b"account", "job_id", b"job_id", "model_id", b"model_id", "packages", b"packages", "report_json", b"report_json", "version", b"version"]) -> None: ...
 
 global___PackageBuilt = PackageBuilt
 
@@ -163,12 +167,15 @@ class PackageFailed(google.protobuf.message.Message):
     JOB_ID_FIELD_NUMBER: builtins.int
     CODE_FIELD_NUMBER: builtins.int
     DETAIL_FIELD_NUMBER: builtins.int
+    REPORT_JSON_FIELD_NUMBER: builtins.int
     account: builtins.str
     model_id: builtins.str
     version: builtins.int
     job_id: builtins.str
     code: builtins.str
     detail: builtins.str
+    report_json: builtins.bytes
+    """as in PackageBuilt; empty: it failed before there was anything to say"""
     def __init__(
         self,
         *,
@@ -178,8 +185,9 @@ class PackageFailed(google.protobuf.message.Message):
         job_id: builtins.str = ...,
         code: builtins.str = ...,
         detail: builtins.str = ...,
+        report_json: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["account", b"account", "code", b"code", "detail", b"detail", "job_id", b"job_id", "model_id", b"model_id", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["account", b"account", "code", b"code", "detail", b"detail", "job_id", b"job_id", "model_id", b"model_id", "report_json", b"report_json", "version", b"version"]) -> None: ...
 
 global___PackageFailed = PackageFailed
 

@@ -3,9 +3,10 @@
 An environment is a lock file here (`<name>.lock`, made from `<name>.in`); `environments.py` makes it on the machine. A converter is a
 file here and a row of `CONVERTERS`: the function `convert(job, step) -> dict` of that file, or several of them.
 
-    def saved_model_to_onnx(job: dict[str, Any], step: Step) -> dict[str, Any]:
+    import tensorflow as tf  # the server never imports this file
+
+    def convert(job: dict[str, Any], step: Step) -> dict[str, Any]:
         step("loading")
-        import tensorflow as tf  # imported inside: the file is read by type checkers of the server, which has no TensorFlow
         ...
 
 What a converter may rely on: the current folder holds `in/` (read-only, the caller's files), `out/` (files to hand back, plain names,
@@ -36,8 +37,10 @@ Step = Callable[[str], None]
 STEPS = {
     "importing": "starting the converter",
     "loading": "loading the source model",
+    "answering": "running the source on the samples",
     "freezing": "freezing the graph",
-    "converting": "converting it",
+    "converting": "converting it to ONNX",
+    "converting-tflite": "converting it to TFLite",
     "slimming": "slimming the graph",
     "calibrating": "running the calibration samples",
     "quantising": "quantising the weights",
@@ -60,6 +63,8 @@ class Converter:
 
 #: What `Sandbox.convert` can be asked for.
 CONVERTERS = {
+    "from_tensorflow": Converter("tf", "from_tensorflow", "convert"),
+    "onnx_variants": Converter("onnx", "onnx_variants", "convert"),
     "describe": Converter("onnx", "describe"),
     "describe_tf": Converter("tf", "describe", "describe"),
     "describe_sk": Converter("sk", "describe", "describe"),

@@ -21,7 +21,11 @@ from services.packager.isolation import landlock
 
 _ROOT = Path(__file__).resolve().parents[3]
 #: Libraries of the system, how they are found, and what numeric libraries ask about the processor.
-_SYSTEM = ("/usr/lib", "/lib", "/lib64", "/usr/lib64", "/etc/ld.so.cache", "/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system/cpu")
+_SYSTEM = (
+    "/usr/lib", "/lib", "/lib64", "/usr/lib64", "/etc/ld.so.cache", "/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system/cpu",
+    # TensorFlow aborts when it cannot read its own command line.
+    "/proc/self/cmdline",
+)  # fmt: skip
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 #: Where a job's folder lies for a child at the level `strong`.
 _JOB = "/job"

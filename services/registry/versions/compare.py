@@ -12,9 +12,11 @@ from typing import Any
 from services.registry.versions.contract import Breach, ContractLevel
 
 #: The order in which areas are answered.
-AREAS = ("parameters", "inputs", "outputs", "variants", "engine", "operators", "files", "sizes", "requires", "golden")
+AREAS = ("parameters", "inputs", "outputs", "variants", "engine", "operators", "files", "sizes", "requires", "golden", "gates")
 
 Facts = dict[tuple[str, str], Any]
+#: What the gates found about the earlier and the later version.
+Reports = tuple[dict[str, Any] | None, dict[str, Any] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +41,16 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Differences first, then what is the same; both by area, then by name. `breaches`: promises of the first that the second breaks."""
+    """Differences first, then what is the same; both by area, then by name. `breaches`: promises of the first that the second breaks.
+
+    `reports`: what the gates found about each.
+    """
 
     differences: list[Difference]
     same: list[Fact]
     contract_level: ContractLevel = ContractLevel.FROZEN
     breaches: list[Breach] = field(default_factory=list)
+    reports: Reports = (None, None)
 
 
 def compare(before: Facts, after: Facts) -> Comparison:
@@ -60,7 +66,7 @@ def compare(before: Facts, after: Facts) -> Comparison:
     return Comparison(differences, same)
 
 
-def facts_of(declaration: Mapping[str, Any], manifests: Sequence[Mapping[str, Any]]) -> Facts:
+def facts_of(declaration: Mapping[str, Any], manifests: Sequence[Mapping[str, Any]], report: Mapping[str, Any] | None = None) -> Facts:
     """Lay out a version. `manifests` are those of its packages; empty before it is ready."""
     facts: Facts = {}
     digests = {file["path"]: file["sha256"] for file in declaration["files"]}
@@ -80,14 +86,44 @@ def facts_of(declaration: Mapping[str, Any], manifests: Sequence[Mapping[str, An
         facts["requires", key] = value
     for key, value in (declaration.get("golden") or {}).items():
         facts["golden", key] = value
-    names = [manifest["variant"] for manifest in manifests]
-    for index, variant in enumerate(declaration["variants"]):
-        name = names[index] if index < len(names) else variant.get("name") or f"variant {index + 1}"
-        facts["variants", name] = {"place": index + 1}
-        for file in variant["files"]:
+    for private in _private_files(declaration):
+        facts["files", f"{private['of']}: {private['path']}"] = {"sha256": private["sha256"], "size": private["size"]}
+    for index, (name, variant) in enumerate(zip(_names(declaration, manifests), declaration["variants"], strict=True)):
+        facts["variants", name] = {"place": index + 1, **variant.get("convert", {})}
+        for file in variant.get("files", ()):
             facts["files", f"{name}: {file['path']}"] = {"sha256": file["sha256"], "size": file["size"]}
     for manifest in manifests:
         facts.update(_facts_of_package(manifest))
+    for row in (report or {}).get("variants", ()):
+        facts.update(_facts_of_gates(row))
+    return facts
+
+
+def _names(declaration: Mapping[str, Any], manifests: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Name the variants: as declared, by what they are made to, or as the packager called what had no name."""
+    said = [variant.get("name") or variant.get("convert", {}).get("to") for variant in declaration["variants"]]
+    rest = [manifest["variant"] for manifest in manifests if manifest["variant"] not in said]
+    return [name or (rest.pop(0) if rest else f"variant {index + 1}") for index, name in enumerate(said)]
+
+
+def _private_files(declaration: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the packager reads and no package carries."""
+    files = [{"of": "source", **file} for file in (declaration.get("source") or {}).get("files", ())]
+    if declaration.get("calibration"):
+        files.append({"of": "calibration", **declaration["calibration"]})
+    if declaration.get("evaluation"):
+        files.append({"of": "evaluation", **declaration["evaluation"]["file"]})
+    return files
+
+
+def _facts_of_gates(row: Mapping[str, Any]) -> Facts:
+    """What can be compared between two versions; speed and memory are estimates of one moment, and only in the whole reports."""
+    name = row["variant"]
+    facts: Facts = {("gates", f"{name}: state"): row["state"]}
+    if row.get("accuracy"):
+        facts["gates", f"{name}: accuracy"] = {key: row["accuracy"].get(key) for key in ("metric", "value", "samples", "floor")}
+    for output in (row.get("parity") or {}).get("outputs", ()):
+        facts["gates", f"{name}: parity of {output['name']}"] = {key: output[key] for key in ("worst", "mean", "passed")}
     return facts
 
 

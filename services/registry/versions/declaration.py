@@ -64,10 +64,16 @@ def with_roles(files: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def files_of(declaration: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield every file with the place where it is declared: those of the variants, then the shared ones."""
+    """Yield every file with the place where it is declared: those of variants, source and sets, then the shared ones."""
     for index, variant in enumerate(declaration["variants"]):
-        for place, file in enumerate(variant["files"]):
+        for place, file in enumerate(variant.get("files", ())):
             yield f"variants.{index}.files.{place}", file
+    for place, file in enumerate((declaration.get("source") or {}).get("files", ())):
+        yield f"source.files.{place}", file
+    if declaration.get("calibration"):
+        yield "calibration", declaration["calibration"]
+    if declaration.get("evaluation"):
+        yield "evaluation.file", declaration["evaluation"]["file"]
     for place, file in enumerate(declaration["files"]):
         yield f"files.{place}", file
 
@@ -86,7 +92,7 @@ def _fault(field: str, code: str, detail: str) -> Fault:
 
 
 def _faults(declaration: Mapping[str, Any]) -> Iterator[Fault]:
-    yield from _variant_faults(declaration["variants"])
+    yield from _variant_faults(declaration)
     yield from _path_faults(declaration)
     yield from _parameter_faults(declaration)
     for side in ("inputs", "outputs"):
@@ -96,20 +102,30 @@ def _faults(declaration: Mapping[str, Any]) -> Iterator[Fault]:
         value = (declaration.get("golden") or {}).get(name, 0)
         if not (math.isfinite(value) and value >= 0):
             yield _fault(f"golden.{name}", "OUT_OF_RANGE", "a finite number of at least 0")
+    names = list(((declaration.get("source") or {}).get("names") or {}).values())
+    if len(set(names)) != len(names):
+        yield _fault("source.names", "DUPLICATE", "an input or output of the source has two names")
     yield from _lineage_faults(declaration.get("lineage") or {})
 
 
-def _variant_faults(variants: Sequence[Mapping[str, Any]]) -> Iterator[Fault]:
+def _variant_faults(declaration: Mapping[str, Any]) -> Iterator[Fault]:
+    variants: Sequence[Mapping[str, Any]] = declaration["variants"]
     if not 1 <= len(variants) <= MAX_VARIANTS:
         yield _fault("variants", "OUT_OF_RANGE", f"1 to {MAX_VARIANTS} variants")
     names: set[str] = set()
     for index, variant in enumerate(variants[:MAX_VARIANTS]):
-        name = variant.get("name")
+        name = variant.get("name") or variant.get("convert", {}).get("to")
         if name is not None and not _VARIANT.fullmatch(name):
             yield _fault(f"variants.{index}.name", "NOT_A_NAME", "1 to 64 of a-z, 0-9, dot, dash and underscore")
         elif name is not None and name in names:
             yield _fault(f"variants.{index}.name", "DUPLICATE", f"another variant is called {name!r}")
         names.add(name or "")
+        if ("files" in variant) == ("convert" in variant):
+            yield _fault(f"variants.{index}", "FILES_OR_CONVERT", "a variant either has files, or says what the source is converted to")
+        if "convert" in variant:
+            if not declaration.get("source"):
+                yield _fault(f"variants.{index}.convert", "NO_SOURCE", "there is no source to convert")
+            continue
         graphs = sum(file["role"] == "graph" for file in variant["files"])
         if graphs != 1:
             yield _fault(f"variants.{index}.files", "ONE_GRAPH", f"exactly one file with the role 'graph' is needed, here are {graphs}")
@@ -131,7 +147,7 @@ def _path_faults(declaration: Mapping[str, Any]) -> Iterator[Fault]:
             yield _fault(f"{place}.path", "UNSAFE_PATH", "at most 8 plain names (letters, digits, ._+-) with '/' between them")
         elif _folded(path).split("/")[0] in _RESERVED:
             yield _fault(f"{place}.path", "RESERVED_PATH", "manifest.json, signature.json and golden/ belong to the packager")
-        elif _folded(path) in seen.setdefault(room, set()) or (room != "files" and _folded(path) in shared):
+        elif _folded(path) in seen.setdefault(room, set()) or (room.startswith("variants.") and _folded(path) in shared):
             yield _fault(f"{place}.path", "DUPLICATE", "another file of the package has this path, or one that differs in case only")
         seen.setdefault(room, set()).add(_folded(path))
         if not _DIGEST.fullmatch(file["sha256"]):
@@ -144,7 +160,10 @@ def _path_faults(declaration: Mapping[str, Any]) -> Iterator[Fault]:
 def _folder_faults(declaration: Mapping[str, Any], shared: set[str]) -> Iterator[Fault]:
     """A path cannot be a file and the folder of another file."""
     for index, variant in enumerate(declaration["variants"]):
-        paths = shared | {_folded(file["path"]) for file in variant["files"]}
+        paths = shared | {_folded(file["path"]) for file in variant.get("files", ())}
+        graph = "model." + variant["convert"]["to"].partition("-")[0] if "convert" in variant else None
+        if graph in shared:
+            yield _fault(f"variants.{index}.convert", "DUPLICATE", f"an auxiliary file has the path of the graph, {graph}")
         for path in sorted(paths):
             parts = path.split("/")
             if any("/".join(parts[:end]) in paths for end in range(1, len(parts))):

@@ -37,6 +37,7 @@ class Version:
     job_id: str | None
     problem_code: str | None
     problem_detail: str | None
+    report: dict[str, Any] | None
     created_at: datetime
     created_by: str
     updated_at: datetime
@@ -92,6 +93,7 @@ class Built:
     version: int
     job_id: str
     packages: tuple[Package, ...]
+    report: dict[str, Any] | None
 
     def problem(self) -> str | None:
         """Say what is wrong with the packages; None: nothing."""
@@ -114,3 +116,4 @@ class Failed:
     job_id: str
     code: str
     detail: str
+    report: dict[str, Any] | None

@@ -61,13 +61,21 @@ def read_built(value: bytes) -> Built:
         )
         for position, one in enumerate(message.packages)
     )
-    return Built(message.account, message.model_id, message.version, message.job_id, packages)
+    return Built(message.account, message.model_id, message.version, message.job_id, packages, _report(message.report_json))
 
 
 def read_failed(value: bytes) -> Failed:
     """Return why a version could not be packaged. Raises `DecodeError` for bytes that are not this message."""
     message = PackageFailed.FromString(value)
-    return Failed(message.account, message.model_id, message.version, message.job_id, message.code, message.detail)
+    return Failed(
+        message.account, message.model_id, message.version, message.job_id, message.code, message.detail, _report(message.report_json)
+    )
+
+
+def _report(value: bytes) -> dict[str, Any] | None:
+    """Read what the gates found; None when the packager had nothing to say, as earlier ones never had."""
+    report = json.loads(value) if value else None
+    return report if isinstance(report, dict) else None
 
 
 def read_published(value: bytes) -> tuple[str, str, str, list[str]]:

@@ -10,11 +10,11 @@ from kit.identity import Access, Principal
 from kit.web import Page, PageQuery, decode_page_token, page_query, requires
 from services.registry.domain import entity_tag
 from services.registry.schemas import page_of
+from services.registry.versions.comparison_schemas import ComparisonView
 from services.registry.versions.domain import VersionState
 from services.registry.versions.schemas import (
     Archive,
     Committed,
-    ComparisonView,
     Declaration,
     DeclarationChange,
     PackageWhole,

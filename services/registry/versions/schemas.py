@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -13,8 +12,6 @@ from pydantic import Field, SerializerFunctionWrapHandler, StrictBool, model_ser
 
 from kit.web import Model
 from services.registry.schemas import Why
-from services.registry.versions.compare import Comparison
-from services.registry.versions.contract import ContractLevel
 from services.registry.versions.declaration import with_roles
 from services.registry.versions.domain import Package, PackageSummary, Version, VersionState
 
@@ -38,11 +35,45 @@ class VariantFile(SharedFile):
     role: Literal["graph", "graph-data"] | None = None
 
 
+class Convert(Model):
+    """How a variant is made of the source. docs/packaging.md has the kinds and profiles."""
+
+    to: Literal["onnx-fp32", "onnx-fp16", "onnx-int8", "tflite-fp32", "tflite-int8"]
+    profile: Literal["portable", "modern"] = "portable"
+    slim: StrictBool = True
+
+
 class Variant(Model):
-    """One runnable form. Without a name it is called by engine and precision."""
+    """One runnable form: uploaded ready-made (`files`) or made of the source (`convert`).
+
+    Without a name it is called by engine and precision. `required`: when it fails, the version fails; otherwise the others go on
+    without it. Ready-made variants are required unless they say otherwise.
+    """
 
     name: str | None = None
-    files: Annotated[list[VariantFile], Field(min_length=1)]
+    files: Annotated[list[VariantFile], Field(min_length=1)] | None = None
+    convert: Convert | None = None
+    required: StrictBool | None = None
+
+
+class Source(Model):
+    """What training produced: the files of a SavedModel folder with their relative paths, a GraphDef, a TFLite or ONNX file.
+
+    `names`: name of an input or output in the package to its name in the source, where they differ.
+    """
+
+    files: Annotated[list[SharedFile], Field(min_length=1, max_length=1000)]
+    names: dict[Annotated[str, Field(min_length=1, max_length=256)], Annotated[str, Field(min_length=1, max_length=256)]] = Field(
+        default_factory=dict, max_length=512
+    )
+
+
+class Evaluation(Model):
+    """An .npz with inputs and `labels` or expected outputs, and the accuracy (0 to 1) below which no variant is served."""
+
+    file: SharedFile
+    min_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
+    output: Annotated[str, Field(min_length=1, max_length=256)] | None = None
 
 
 class Parameter(Model):
@@ -107,6 +138,9 @@ class Declaration(Model):
     """What its owner says of a version: variants in order of preference, files, parameters, tensors, requirements."""
 
     variants: Annotated[list[Variant], Field(min_length=1)]
+    source: Source | None = None
+    calibration: SharedFile | None = None
+    evaluation: Evaluation | None = None
     files: list[SharedFile] = Field(default_factory=list)
     params: dict[str, Parameter] = Field(default_factory=dict)
     inputs: list[Tensor] | None = None
@@ -121,10 +155,17 @@ class Declaration(Model):
         return _stored(self.model_dump())  # not mode="json", which mends what is no JSON instead of leaving it to the rules
 
 
+#: Members of a declaration that a change can take away.
+_REMOVABLE = ("inputs", "outputs", "source", "calibration", "evaluation")
+
+
 class DeclarationChange(Model):
-    """Members of a draft's declaration to replace, each as a whole; what is left out stays. `inputs`, `outputs` null: the model's own."""
+    """Members of a draft's declaration to replace, each as a whole; what is left out stays. null takes away what may be absent."""
 
     variants: Annotated[list[Variant], Field(min_length=1)] | None = None
+    source: Source | None = None
+    calibration: SharedFile | None = None
+    evaluation: Evaluation | None = None
     files: list[SharedFile] | None = None
     params: dict[str, Parameter] | None = None
     inputs: list[Tensor] | None = None
@@ -137,7 +178,7 @@ class DeclarationChange(Model):
     def as_changes(self) -> dict[str, Any]:
         """Return the members that were sent."""
         sent = {name: value for name, value in self.model_dump().items() if name in self.model_fields_set}
-        removed: dict[str, Any] = {name: None for name in ("inputs", "outputs") if name in sent and sent[name] is None}
+        removed: dict[str, Any] = {name: None for name in _REMOVABLE if name in sent and sent[name] is None}
         return {**_stored(sent), **removed}
 
 
@@ -151,11 +192,15 @@ def _stored(declaration: dict[str, Any]) -> dict[str, Any]:
         if side in stored:
             stored[side] = [{key: value for key, value in tensor.items() if key != "range" or value is not None} for tensor in stored[side]]
     if "variants" in stored:
-        stored["variants"] = [
-            {**({"name": variant["name"]} if variant["name"] else {}), "files": with_roles(variant["files"])}
-            for variant in stored["variants"]
-        ]
+        stored["variants"] = [_stored_variant(variant) for variant in stored["variants"]]
+    if "evaluation" in stored:
+        stored["evaluation"] = {key: value for key, value in stored["evaluation"].items() if value is not None}
     return stored
+
+
+def _stored_variant(variant: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in variant.items() if value is not None and (key != "name" or value)}
+    return {**kept, "files": with_roles(kept["files"])} if "files" in kept else kept
 
 
 class PackageView(Model):
@@ -201,11 +246,12 @@ class VersionView(VersionSummary):
     """A version with its declaration."""
 
     declaration: dict[str, Any]
+    report: dict[str, Any] | None
 
     @classmethod
     def whole(cls, version: Version, packages: Sequence[PackageSummary] = ()) -> VersionView:
         """Show a version with its declaration and packages."""
-        return cls(**_version_fields(version, packages), declaration=version.declaration)
+        return cls(**_version_fields(version, packages), declaration=version.declaration, report=version.report)
 
 
 def _version_fields(version: Version, packages: Sequence[PackageSummary]) -> dict[str, Any]:
@@ -243,65 +289,6 @@ class Archive(Model):
 
     force: StrictBool = False
     why: Why = ""
-
-
-class DifferenceView(Model):
-    """One thing that differs: `added`, `removed` or `changed`."""
-
-    area: str
-    name: str
-    change: str
-    before: Any
-    after: Any
-
-
-class FactView(Model):
-    """One thing that is the same."""
-
-    area: str
-    name: str
-    value: Any
-
-
-class BreachView(Model):
-    """One promise of the model that is broken: `missing`, `added`, `no_default`, `type`, `dtype`, `rank`, or `dimension` at `position`."""
-
-    area: str
-    name: str
-    change: str
-    old: Any
-    new: Any
-    position: int | None
-
-
-class ComparisonView(Model):
-    """What differs between two versions, then what is the same; and which promises of the first the second breaks at the model's level."""
-
-    model_id: str
-    from_version: int
-    to_version: int
-    equal: bool
-    differences: list[DifferenceView]
-    same: list[FactView]
-    contract_level: ContractLevel
-    breaches: list[BreachView]
-
-    @classmethod
-    def of(cls, model_id: str, before: int, after: int, comparison: Comparison) -> ComparisonView:
-        """Show a comparison."""
-        return cls(
-            model_id=model_id,
-            from_version=before,
-            to_version=after,
-            equal=not comparison.differences,
-            differences=[
-                DifferenceView(area=one.area, name=one.name, change=one.change, before=one.before, after=one.after)
-                for one in comparison.differences
-            ],
-            same=[FactView(area=one.area, name=one.name, value=one.value) for one in comparison.same],
-            contract_level=comparison.contract_level,
-            breaches=[BreachView(**asdict(one)) for one in comparison.breaches],
-        )
 
 
 class PackageFile(Model):

@@ -193,7 +193,7 @@ class VersionService:
 
         Raises `ModelNotFound`, `VersionNotFound`.
         """
-        facts, contracts = [], []
+        facts, contracts, reports = [], [], []
         async with self._database.read() as reader:
             model = await models.find_model(reader, account, model_id)
             if model is None:
@@ -204,10 +204,12 @@ class VersionService:
                     raise _no_version()
                 packages = await store.list_packages(reader, account, model_id, number)
                 manifests = [json.loads(package.manifest) for package in packages]
-                facts.append(facts_of(version.declaration, manifests))
+                facts.append(facts_of(version.declaration, manifests, version.report))
                 contracts.append(contract_of(version.declaration, manifests[0] if manifests else None))
-        level = model.contract_level
-        return replace(compare(*facts), contract_level=level, breaches=breaches(contracts[0], contracts[1], level))
+                reports.append(version.report)
+        level, (earlier, later) = model.contract_level, reports
+        broken = breaches(contracts[0], contracts[1], level)
+        return replace(compare(*facts), contract_level=level, breaches=broken, reports=(earlier, later))
 
     async def packages(self, account: str, model_id: str, version: int) -> tuple[Package, ...]:
         """Return a version's packages whole, in its order of preference. Raises `ModelNotFound`, `VersionNotFound`."""
@@ -260,9 +262,8 @@ class VersionService:
             return
         await store.add_packages(tx, built.packages)
         now = self._clock.now()
-        await store.change_version(
-            tx, version, at=now, state=VersionState.READY.value, packaged_at=now, contract=contract_to_json(contract)
-        )
+        values = {"packaged_at": now, "contract": contract_to_json(contract), "report": built.report}
+        await store.change_version(tx, version, at=now, state=VersionState.READY.value, **values)
         message = events.version_readied(built.account, built.model_id, built.version, built.packages)
         await self._emit(tx, events.VERSION_READIED, version, message)
 
@@ -288,9 +289,9 @@ class VersionService:
         failed = events.read_failed(record.value)
         version = await self._packaging(tx, failed.account, failed.model_id, failed.version, failed.job_id)
         if version is not None:
-            await self._fail(tx, version, failed.code, failed.detail)
+            await self._fail(tx, version, failed.code, failed.detail, failed.report)
 
-    async def _fail(self, tx: Transaction, version: Version, code: str, detail: str) -> None:
+    async def _fail(self, tx: Transaction, version: Version, code: str, detail: str, report: dict[str, Any] | None = None) -> None:
         await store.change_version(
             tx,
             version,
@@ -299,6 +300,7 @@ class VersionService:
             binds_contract=False,
             problem_code=code,
             problem_detail=detail,
+            report=report,
         )
 
     async def _packaging(self, tx: Transaction, account: str, model_id: str, number: int, job_id: str) -> Version | None:

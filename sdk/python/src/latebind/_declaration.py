@@ -34,8 +34,14 @@ _KEYS = frozenset(
         "requires",
         "golden",
         "lineage",
+        "source",
+        "calibration",
+        "evaluation",
     }
 )
+#: What the server can make of a source.
+KINDS = ("onnx-fp32", "onnx-fp16", "onnx-int8", "tflite-fp32", "tflite-int8")
+PROFILES = ("portable", "modern")
 
 
 class DeclarationInvalid(LatebindError):
@@ -80,11 +86,57 @@ class LocalVariant:
 
 
 @dataclass(frozen=True, slots=True)
+class WantedVariant:
+    """A variant that the server makes of the source; `kind` is one of `KINDS`. `required`: the version fails with it."""
+
+    kind: str
+    name: str | None = None
+    profile: str | None = None
+    slim: bool | None = None
+    required: bool = False
+
+    def entry(self) -> dict[str, Any]:
+        """What a declaration says of it."""
+        how = {name: value for name, value in (("profile", self.profile), ("slim", self.slim)) if value is not None}
+        named = {"name": self.name} if self.name is not None else {}
+        return {**named, "convert": {"to": self.kind, **how}, **({"required": True} if self.required else {})}
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSource:
+    """What variants are made of: the files of a folder, or single files. `names`: name in the package to name in the source."""
+
+    files: tuple[LocalFile, ...]
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def at(cls, path: Path, *more: Path) -> LocalSource:
+        """The source at a path: a SavedModel folder with all of its files, or a file with its data files. Raises DeclarationInvalid."""
+        if not path.is_dir():
+            return cls(tuple(LocalFile.at(one) for one in (path, *more)))
+        if more:
+            raise DeclarationInvalid(f"{path} is a folder; a source is one folder, or one file with its data files")
+        files = tuple(LocalFile(file, file.relative_to(path).as_posix()) for file in sorted(path.rglob("*")) if file.is_file())
+        if not files:
+            raise DeclarationInvalid(f"the folder {path} is empty")
+        return cls(files)
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSet:
+    """An .npz with inputs and `labels` or expected outputs. `min_accuracy`: from 0 to 1; `output`: the one that the labels belong to."""
+
+    file: LocalFile
+    min_accuracy: float | None = None
+    output: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Push:
     """Everything that one push needs. `aliases` are moved to the version once it is ready."""
 
     model_id: str
-    variants: tuple[LocalVariant, ...]
+    variants: tuple[LocalVariant | WantedVariant, ...]
     files: tuple[LocalFile, ...] = ()
     params: Mapping[str, Any] = field(default_factory=dict)
     inputs: tuple[Mapping[str, Any], ...] = ()
@@ -96,11 +148,17 @@ class Push:
     description: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
+    source: LocalSource | None = None
+    calibration: LocalFile | None = None
+    evaluation: EvaluationSet | None = None
 
     @property
     def sources(self) -> list[Path]:
         """The local files to upload, each once."""
-        files = [file for variant in self.variants for file in variant.files] + list(self.files)
+        ready = [variant for variant in self.variants if isinstance(variant, LocalVariant)]
+        files = [file for variant in ready for file in variant.files] + list(self.files)
+        files += self.source.files if self.source else ()
+        files += [one for one in (self.calibration, self.evaluation.file if self.evaluation else None) if one is not None]
         return list(dict.fromkeys(file.source for file in files))
 
     def declaration(self, uploaded: Mapping[Path, tuple[str, int]]) -> dict[str, Any]:
@@ -110,12 +168,15 @@ class Push:
             sha256, size = uploaded[file.source]
             return {"path": file.path, "sha256": sha256, "size": size, **more}
 
-        variants = []
+        variants: list[dict[str, Any]] = []
         for variant in self.variants:
+            if isinstance(variant, WantedVariant):
+                variants.append(variant.entry())
+                continue
             graph, *data = variant.files
             listed = [entry(graph, role="graph"), *(entry(one, role="graph-data") for one in data)]
             variants.append({"files": listed} if variant.name is None else {"name": variant.name, "files": listed})
-        optional = {
+        optional: dict[str, Any] = {
             "inputs": [dict(tensor) for tensor in self.inputs],
             "outputs": [dict(tensor) for tensor in self.outputs],
             "requires": dict(self.requires),
@@ -123,6 +184,15 @@ class Push:
             "lineage": dict(self.lineage),
             "notes": self.notes,
         }
+        if self.source is not None:
+            names = {"names": dict(self.source.names)} if self.source.names else {}
+            optional["source"] = {"files": [entry(file) for file in self.source.files], **names}
+        if self.calibration is not None:
+            optional["calibration"] = entry(self.calibration)
+        if self.evaluation is not None:
+            more = {"min_accuracy": self.evaluation.min_accuracy, "output": self.evaluation.output}
+            kept = {name: value for name, value in more.items() if value is not None}
+            optional["evaluation"] = {"file": entry(self.evaluation.file), **kept}
         return {
             "variants": variants,
             "files": [entry(file) for file in self.files],
@@ -185,6 +255,14 @@ def parse_variant(text: str, base: Path = Path()) -> LocalVariant:
     return LocalVariant(name if name not in {"", "file"} else None, files)
 
 
+def parse_wanted(text: str) -> WantedVariant:
+    """`onnx-int8`, or `NAME=onnx-int8`."""
+    name, separator, kind = text.strip().rpartition("=")
+    if kind not in KINDS:
+        raise DeclarationInvalid(f"{kind!r} is nothing that a source can become: one of {', '.join(KINDS)}")
+    return WantedVariant(kind, name if separator else None)
+
+
 def read_document(document: Any, base: Path) -> Push:
     """A parsed latebind.yaml; paths count from `base`. Raises DeclarationInvalid."""
     if not isinstance(document, dict):
@@ -198,6 +276,9 @@ def read_document(document: Any, base: Path) -> Push:
     push = Push(
         model_id=document["model"],
         variants=tuple(_read_variant(one, base) for one in _list(document, "variants")),
+        source=_read_source(document.get("source"), base),
+        calibration=None if document.get("calibration") is None else _read_file(document["calibration"], base),
+        evaluation=_read_evaluation(document.get("evaluation"), base),
         files=tuple(_read_file(one, base) for one in _list(document, "files")),
         params=dict(_read_param(name, one) for name, one in _mapping(document, "params").items()),
         inputs=tuple(_read_tensor(one) for one in _list(document, "inputs")),
@@ -256,9 +337,39 @@ def _mapping(document: Mapping[str, Any], name: str) -> dict[str, Any]:
     return value
 
 
-def _read_variant(entry: Any, base: Path) -> LocalVariant:
+def _read_source(entry: Any, base: Path) -> LocalSource | None:
+    if entry is None:
+        return None
+    if isinstance(entry, dict) and set(entry) <= {"path", "names"} and "path" in entry:
+        names = _mapping(entry, "names")
+        return replace(
+            _read_source(entry["path"], base) or LocalSource(()), names={str(ours): str(theirs) for ours, theirs in names.items()}
+        )
+    paths = [entry] if isinstance(entry, str) else entry
+    if not isinstance(paths, list) or not paths or not all(isinstance(one, str) for one in paths):
+        raise DeclarationInvalid(f"`source` in latebind.yaml is a path, several paths, or has `path` and `names`, not {entry!r}")
+    return LocalSource.at(*(base / one for one in paths))
+
+
+def _read_evaluation(entry: Any, base: Path) -> EvaluationSet | None:
+    if entry is None:
+        return None
     if isinstance(entry, str):
-        return parse_variant(entry, base)
+        return EvaluationSet(parse_file(entry, base))
+    if isinstance(entry, dict) and set(entry) <= {"path", "min_accuracy", "output"} and isinstance(entry.get("path"), str):
+        return EvaluationSet(LocalFile.at(base / entry["path"]), entry.get("min_accuracy"), entry.get("output"))
+    raise DeclarationInvalid(f"`evaluation` in latebind.yaml has `path`, `min_accuracy` and `output`, not {entry!r}")
+
+
+def _read_variant(entry: Any, base: Path) -> LocalVariant | WantedVariant:
+    if isinstance(entry, str):
+        return parse_wanted(entry) if entry.rpartition("=")[2] in KINDS else parse_variant(entry, base)
+    if isinstance(entry, dict) and set(entry) <= {"name", "convert", "profile", "slim", "required"} and "convert" in entry:
+        wanted = parse_wanted(str(entry["convert"]))
+        more = {key: entry[key] for key in ("name", "profile", "slim", "required") if key in entry}
+        if more.get("profile", "portable") not in PROFILES:
+            raise DeclarationInvalid(f"the profile of a variant is one of {', '.join(PROFILES)}, not {more['profile']!r}")
+        return replace(wanted, **more)
     if isinstance(entry, dict) and set(entry) <= {"name", "files"} and isinstance(entry.get("files"), list) and entry["files"]:
         return LocalVariant(entry.get("name"), tuple(_read_file(one, base) for one in entry["files"]))
     raise DeclarationInvalid(f"a variant in latebind.yaml needs `files` (the graph first) and may have a `name`, not {entry!r}")
@@ -283,6 +394,6 @@ def _read_param(name: str, entry: Any) -> tuple[str, dict[str, Any]]:
 def _read_tensor(entry: Any) -> Mapping[str, Any]:
     if isinstance(entry, str):
         return parse_tensor(entry)
-    if isinstance(entry, dict) and set(entry) == {"name", "dtype", "shape"}:
+    if isinstance(entry, dict) and {"name", "dtype", "shape"} <= set(entry) <= {"name", "dtype", "shape", "range"}:
         return dict(entry)
     raise DeclarationInvalid(f"an input or output in latebind.yaml needs `name`, `dtype` and `shape`, not {entry!r}")

@@ -58,10 +58,20 @@ def cancel(ctx: typer.Context, job: JobId, as_json: AsJson = False) -> None:
     out.emit(cancelled, lambda: out.done(f"{job} is {cancelled['state']}"))
 
 
-def follow(client: latebind.Client, out: Output, job_id: str, label: str = "") -> dict[str, Any]:
-    """Wait for a job with its progress on stderr; the job once it has succeeded. Raises JobFailed."""
+def follow(client: latebind.Client, out: Output, job_id: str, label: str = "", *, lines: bool = False) -> dict[str, Any]:
+    """Wait for a job with its progress on stderr; the job once it has succeeded. Raises JobFailed.
+
+    `lines`: keep each line of the log on the screen, for jobs that take long.
+    """
     with out.steps(label or job_id) as step:
-        job = client.jobs.watch(job_id, lambda line: step(f"{label or job_id}: {line['text'] or line['step']}", line["progress"]))
+
+        def told(line: Any) -> None:
+            text = line["text"] or line["step"]
+            step(f"{label or job_id}: {text}", line["progress"])
+            if lines:
+                out.note(f"{round(line['progress'] * 100):3d} %  {text}")
+
+        job = client.jobs.watch(job_id, told)
     if job["state"] != "succeeded":
         problem = job.get("problem") or {}
         code = problem.get("code") or job["state"].upper()

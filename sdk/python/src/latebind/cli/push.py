@@ -11,32 +11,59 @@ import yaml
 
 import latebind
 from latebind._declaration import (
+    PROFILES,
+    EvaluationSet,
+    LocalFile,
+    LocalSource,
     LocalVariant,
     Push,
+    WantedVariant,
     parse_default,
     parse_file,
     parse_param,
     parse_tensor,
     parse_variant,
+    parse_wanted,
     read_document,
     with_file_params,
 )
-from latebind.cli._errors import CommandError
+from latebind.cli._errors import CommandError, JobFailed
 from latebind.cli._output import Output
+from latebind.cli._report import show_report
 from latebind.cli._state import AsJson, begin
 from latebind.cli.jobs import follow, show_packages
 
 _DECLARATION = "latebind.yaml"
+_SAVED_MODEL = "saved_model.pb"
 
 
 def push(
     ctx: typer.Context,
     *,
     files: Annotated[
-        list[Path] | None, typer.Argument(metavar="[FILE]...", help="Model files, one variant each; or a latebind.yaml, or its folder.")
+        list[Path] | None,
+        typer.Argument(
+            metavar="[FILE]...",
+            help="Model files, one variant each; with --variants the source: a SavedModel folder, or a file and its data files; "
+            "or a latebind.yaml, or its folder.",
+        ),
     ] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Model id; created when it is new.")] = None,
     variant: Annotated[list[str] | None, typer.Option(help="NAME=FILE[,DATAFILE…] or FILE; in order of preference.")] = None,
+    variants: Annotated[
+        str | None, typer.Option(help="What to make of the source, in order of preference: onnx-fp32,onnx-int8,tflite-fp32 …")
+    ] = None,
+    required: Annotated[str | None, typer.Option(help="Those of --variants without which the version fails.")] = None,
+    profile: Annotated[str | None, typer.Option(help="Of ONNX variants: portable (opset 15, IR 8) or modern (opset 18, IR 10).")] = None,
+    source_name: Annotated[
+        list[str] | None, typer.Option("--source-name", help="NAME=NAME_IN_SOURCE of an input or output, where they differ.")
+    ] = None,
+    calibrate: Annotated[
+        Path | None, typer.Option(help="An .npz with samples of the inputs: for int8, and to compare variants on.")
+    ] = None,
+    evaluate: Annotated[Path | None, typer.Option(help="An .npz with inputs and labels, or expected outputs.")] = None,
+    min_accuracy: Annotated[float | None, typer.Option(min=0, max=1, help="No variant below this on --evaluate is served.")] = None,
+    evaluate_output: Annotated[str | None, typer.Option(help="The output that the labels belong to, when there are several.")] = None,
     aux: Annotated[list[str] | None, typer.Option(help="Auxiliary file: FILE, or PATH_IN_PACKAGE=FILE.")] = None,
     param: Annotated[
         list[str] | None, typer.Option("--param", "-p", help="NAME:TYPE=VALUE, such as S:int=13 or labels:file=coco.labels.")
@@ -60,14 +87,24 @@ def push(
     """Push a version: upload its files, declare them, commit, and wait until it is packaged.
 
     [bold]latebind push model.onnx --model digits --param classes:int=10 --param labels:file=labels.txt --alias stable[/bold]
+
+    [bold]latebind push saved_model/ --model digits --variants onnx-fp32,onnx-int8,tflite-fp32 --calibrate samples.npz[/bold]
     """
     base, files = _base(files or [])
+    wanted = _wanted(variants, required, profile)
+    if not wanted and any(path.is_dir() for path in files):
+        raise CommandError("this is a SavedModel: say what to make of it", hint="add --variants onnx-fp32,tflite-fp32")
+    if wanted and files:
+        base, files = replace(base, source=LocalSource.at(*files)), []
+    if source_name and base.source is not None:
+        base = replace(base, source=replace(base.source, names={**base.source.names, **dict(_pair(text) for text in source_name)}))
     params = {**base.params, **dict(parse_param(text) for text in param or [])}
     given = replace(
         base,
         model_id=model or base.model_id,
         variants=(
-            *base.variants,
+            *(base.variants if not wanted else ()),
+            *wanted,
             *(parse_variant(text) for text in variant or []),
             *(LocalVariant(None, (parse_file(str(path)),)) for path in files),
         ),
@@ -76,11 +113,17 @@ def push(
         inputs=tuple(parse_tensor(text) for text in inputs or []) or base.inputs,
         outputs=tuple(parse_tensor(text) for text in outputs or []) or base.outputs,
         requires={**base.requires, **dict(_requirement(text) for text in require or [])},
+        calibration=base.calibration if calibrate is None else LocalFile.at(calibrate),
+        evaluation=_evaluation(base.evaluation, evaluate, min_accuracy, evaluate_output),
         golden={**base.golden, **{name: value for name, value in (("rtol", rtol), ("atol", atol)) if value is not None}},
         aliases=(*base.aliases, *(alias or [])),
         notes=base.notes if notes is None else notes,
         description=base.description if description is None else description,
     )
+    if any(isinstance(one, WantedVariant) for one in given.variants) and given.source is None:
+        raise CommandError(
+            "there is no source to make the variants of", hint="latebind push saved_model/ --model NAME --variants onnx-fp32"
+        )
     if not given.model_id or not given.variants:
         raise CommandError(
             "a push needs a model id and at least one model file", hint="latebind push model.onnx --model NAME, or write a latebind.yaml"
@@ -107,7 +150,12 @@ def send(client: latebind.Client, out: Output, plan: Push, *, watch: bool) -> No
     if not watch:
         out.emit(answer, lambda: out.done(f"{pushed.model_id} v{pushed.version} is being packaged: latebind jobs watch {pushed.job_id}"))
         return
-    job = follow(client, out, pushed.job_id, f"{pushed.model_id} v{pushed.version}")
+    try:
+        job = follow(client, out, pushed.job_id, f"{pushed.model_id} v{pushed.version}", lines=plan.source is not None)
+    except JobFailed:
+        if not out.json_mode:
+            show_report(out, client.models.version(pushed.model_id, pushed.version))
+        raise
     version = client.models.wait_until_packaged(pushed.model_id, pushed.version)
     for name in plan.aliases:
         client.models.set_alias(pushed.model_id, name, pushed.version, why="latebind push")
@@ -115,15 +163,47 @@ def send(client: latebind.Client, out: Output, plan: Push, *, watch: bool) -> No
 
     def show() -> None:
         show_packages(out, job)
+        show_report(out, version)
         for name in plan.aliases:
             out.done(f"{pushed.model_id} {name} → v{pushed.version}")
 
     out.emit(answer, show)
 
 
+def _wanted(variants: str | None, required: str | None, profile: str | None) -> tuple[WantedVariant, ...]:
+    """What --variants, --required and --profile say together."""
+    if profile is not None and profile not in PROFILES:
+        raise CommandError(f"{profile!r} is no profile", hint=f"--profile {' or '.join(PROFILES)}")
+    wanted = [parse_wanted(text) for text in (variants or "").split(",") if text.strip()]
+    must = {text.strip() for text in (required or "").split(",") if text.strip()}
+    unknown = sorted(must - {one.name or one.kind for one in wanted})
+    if unknown:
+        raise CommandError(f"{unknown[0]} is required, but not among --variants", hint="name it there too")
+    return tuple(
+        replace(one, required=(one.name or one.kind) in must, profile=profile if one.kind.startswith("onnx") else None) for one in wanted
+    )
+
+
+def _evaluation(base: EvaluationSet | None, file: Path | None, floor: float | None, output: str | None) -> EvaluationSet | None:
+    given = base if file is None else EvaluationSet(LocalFile.at(file))
+    if given is None:
+        if floor is not None or output is not None:
+            raise CommandError("--min-accuracy and --evaluate-output need an evaluation set", hint="add --evaluate test.npz")
+        return None
+    return replace(given, min_accuracy=given.min_accuracy if floor is None else floor, output=given.output if output is None else output)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    ours, separator, theirs = text.partition("=")
+    if not separator or not ours or not theirs:
+        raise CommandError(f"{text!r} is no pair of names", hint="--source-name image=Placeholder:0")
+    return ours, theirs
+
+
 def _base(files: list[Path]) -> tuple[Push, list[Path]]:
-    """What a latebind.yaml says, and the files that were named beside it."""
-    declared = [path for path in files if path.suffix in {".yaml", ".yml"} or path.is_dir()]
+    """What a latebind.yaml says, and the files that were named beside it. A SavedModel folder is a source, not a declaration."""
+    folders = [path for path in files if path.is_dir() and not (path / _SAVED_MODEL).is_file()]
+    declared = [path for path in files if path.suffix in {".yaml", ".yml"}] + folders
     rest = [path for path in files if path not in declared]
     if len(declared) > 1:
         raise CommandError("only one latebind.yaml at a time", hint="push them one after the other")
