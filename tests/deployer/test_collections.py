@@ -433,7 +433,7 @@ async def test_the_document_lists_every_operation_with_its_policy(world: World) 
     assert {"200", "304", "default"} <= resolve["responses"].keys()
     assert document["paths"]["/v1/device/events"]["post"]["operationId"] == "report_events"
     operations = [one for methods in document["paths"].values() for one in methods.values()]
-    assert len(operations) == 18
+    assert len(operations) == 19
     assert all(one["x-latebind-access"] and one["summary"] for one in operations)
 
 

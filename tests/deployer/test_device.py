@@ -374,7 +374,8 @@ async def test_last_seen_is_written_in_bulk(world: World, install_id: str) -> No
     await world.fleet.write_sightings()
     await world.fleet.write_sightings()
     stop()
-    assert 0 < len(statements) <= 4
+    asked = [one for one in statements if "set_config" not in one and "pg_advisory" not in one]  # how a transaction begins
+    assert 0 < len(asked) <= 4
     device = await world.ok("GET", f"/v1/devices/{install_id}")
     assert device["first_seen_at"] == "2026-11-22T10:00:00Z"
     assert device["last_seen_at"] == "2026-11-22T10:02:00Z"
