@@ -75,6 +75,7 @@ class Writer(Worker):
         self._patience = Patience(options.max_rejects_in_row)
         self._held: dict[int, Held] = {}
         self._failures = 0
+        self._without_consumer = False
         self._stuck = ""
 
     def problem(self) -> str | None:
@@ -89,6 +90,7 @@ class Writer(Worker):
                 async with self._log.consumer(GROUP, [events.RECEIVED]) as consumer:
                     await self._consume(consumer, stop, backoff)
             except Exception as error:
+                self._without_consumer = True
                 await self._after_failure(error, stop, backoff)
 
     async def _consume(self, consumer: Consumer, stop: Stop, backoff: Backoff) -> None:
@@ -96,6 +98,8 @@ class Writer(Worker):
         while not stop.requested:
             try:
                 records = await stop.unless(self._gather(consumer))
+                if self._without_consumer:  # it reads again, also when there is nothing to write
+                    self._without_consumer, self._failures = False, 0
                 if not records:
                     continue
                 await self.write(consumer, records)
