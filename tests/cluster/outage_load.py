@@ -1,0 +1,123 @@
+"""A light, even load of devices and people on a cluster, each request with its time and answer, for tests that break what is behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import httpx2
+
+from latebind_proto.telemetry_pb2 import TelemetryBatch
+from tests.e2e.world import World
+
+_PAUSE_S = 0.25
+_TIMEOUT_S = 60.0
+#: What devices do, and what people do.
+DEVICE_KINDS = ("ask again", "ask anew", "telemetry")
+KINDS = (*DEVICE_KINDS, "read", "write", "analytics")
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One request: when it began, how long it took, and its status; 0 when the connection broke."""
+
+    kind: str
+    began: float
+    seconds: float
+    status: int
+    retry_after: str | None
+
+    @property
+    def good(self) -> bool:
+        return 0 < self.status < 400
+
+
+class Load:
+    """Asks one after the other, per kind; `answers` has everything since the start."""
+
+    def __init__(self, world: World, collection: str, probes: Mapping[str, str]) -> None:
+        self.answers: list[Answered] = []
+        self.dead: list[str] = []
+        self._url, self._key, self._collection, self._probes = world.server.url, world.key, collection, probes
+        self._install, self._token = world.device_token(world.enrolment_key())
+        self._etag = ""
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Load while the block runs."""
+        async with httpx2.AsyncClient(base_url=self._url, timeout=_TIMEOUT_S) as client:
+            self._etag = (await self._resolve(client, "")).raise_for_status().headers["etag"]
+            asks: dict[str, Callable[[], Awaitable[httpx2.Response]]] = {
+                "ask again": lambda: self._resolve(client, self._etag),
+                "ask anew": lambda: self._resolve(client, ""),
+                "telemetry": lambda: self._telemetry(client),
+                "read": lambda: client.get("/v1/models", headers=self._person),
+                "write": lambda: client.post("/v1/enrolment-keys", json={"name": "load", "quota": 1}, headers=self._person),
+                "analytics": lambda: client.get("/v1/analytics/inferences", headers=self._person),
+            }
+            tasks = [asyncio.create_task(self._repeat(kind, ask)) for kind, ask in asks.items()]
+            tasks += [asyncio.create_task(self._probe(client, name, url)) for name, url in self._probes.items()]
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    def since(self, moment: float) -> Sequence[Answered]:
+        """Requests that began at or after a moment."""
+        return [one for one in self.answers if one.began >= moment]
+
+    async def settled(self, moment: float, *, within_s: float) -> float | None:
+        """Wait until every kind has worked twice in a row after a moment; the seconds that took, or None when it does not."""
+        while time.monotonic() - moment < within_s + _TIMEOUT_S:
+            last = {kind: [one for one in self.since(moment) if one.kind == kind][-2:] for kind in KINDS}
+            if all(len(two) == 2 and all(one.good for one in two) for two in last.values()):
+                return max(two[0].began + two[0].seconds for two in last.values()) - moment
+            await asyncio.sleep(0.05)
+        return None
+
+    async def _repeat(self, kind: str, ask: Callable[[], Awaitable[httpx2.Response]]) -> None:
+        while True:
+            began = time.monotonic()
+            status, retry_after = 0, None
+            with contextlib.suppress(httpx2.HTTPError):
+                answer = await ask()
+                status, retry_after = answer.status_code, answer.headers.get("retry-after")
+            self.answers.append(Answered(kind, began, time.monotonic() - began, status, retry_after))
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _probe(self, client: httpx2.AsyncClient, name: str, url: str) -> None:
+        while True:
+            try:
+                answer = await client.get(url)
+                alive = answer.status_code == 200
+            except httpx2.HTTPError:
+                alive = False
+            if not alive:
+                self.dead.append(name)
+            await asyncio.sleep(2 * _PAUSE_S)
+
+    @property
+    def _person(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self._key}"}
+
+    @property
+    def _device(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self._token}"}
+
+    async def _resolve(self, client: httpx2.AsyncClient, etag: str) -> httpx2.Response:
+        runtimes = [{"engine": "onnxruntime", "version": "1.20.1", "max_ir": 10, "max_opset": 21}]
+        context: dict[str, Any] = {"install_id": self._install, "app": {"id": "load", "version": "1"}, "runtimes": runtimes}
+        headers = self._device | {"latebind-nonce": uuid4().hex} | ({"if-none-match": etag} if etag else {})
+        return await client.post(f"/v1/device/collections/{self._collection}:resolve", json=context, headers=headers)
+
+    async def _telemetry(self, client: httpx2.AsyncClient) -> httpx2.Response:
+        body = TelemetryBatch(batch_id=uuid4().bytes, created_at_ms=int(time.time() * 1000)).SerializeToString()
+        headers = self._device | {"content-type": "application/x-protobuf"}
+        return await client.post("/v1/device/telemetry", content=body, headers=headers)
