@@ -19,6 +19,7 @@ import httpx2
 import pytest
 from sqlalchemy import text
 
+from deploy.cluster.process import migrate
 from kit.clock import SystemClock
 from kit.db import Database, open_database
 from tests import real_servers
@@ -57,7 +58,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         "LATEBIND_GATEWAY_USER_REQUESTS_PER_MINUTE": "10000000",
         "LATEBIND_GATEWAY_ANONYMOUS_REQUESTS_PER_MINUTE": "10000000",
     }
-    with ServerProcess(tmp_path_factory.mktemp("aborted") / "data", environment=environment) as started:
+    folder = tmp_path_factory.mktemp("aborted") / "data"
+    migrate(folder, environment)
+    with ServerProcess(folder, environment=environment) as started:
         yield started
 
 
