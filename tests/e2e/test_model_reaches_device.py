@@ -11,6 +11,7 @@ import pytest
 from latebind_proto.telemetry_pb2 import Phase
 from tests.e2e.world import World, eventually
 from tests.models import onnx_add
+from tests.packager.converting import npz, train
 from tests.server import ServerProcess
 
 
@@ -43,3 +44,32 @@ def test_a_model_reaches_a_device_and_its_timings_come_back(world: World, tmp_pa
         assert len(seen) == 1
         shown = world.ok(world.client.get(f"/v1/devices/{device.install_id}"))
         assert shown["install_id"] == device.install_id
+
+
+def test_a_frozen_graph_reaches_devices_in_three_forms(world: World, tmp_path: Path) -> None:
+    """Acceptance 1 of the packager: a convolutional detector with declared nodes, as TensorFlow wrote it."""
+    train("tf", "detector.py", tmp_path / "detector.pb")
+    images = np.random.default_rng(7).uniform(0, 1, (24, 48, 48, 3)).astype(np.float32)
+    kinds = ("onnx-fp32", "onnx-int8", "tflite-fp32")
+    committed = world.declare(
+        "detector",
+        {
+            "source": {"files": [{"path": "detector.pb", **world.upload((tmp_path / "detector.pb").read_bytes())}]},
+            "variants": [{"convert": {"to": kind}, "required": True} for kind in kinds],
+            "inputs": [{"name": "image", "dtype": "float32", "shape": [1, 48, 48, 3], "range": [0, 1]}],
+            "outputs": [{"name": "grid", "dtype": "float32", "shape": [1, 6, 6, 14]}],
+            "calibration": {"path": "samples.npz", **world.upload(npz(image=images))},
+        },
+    )
+    version = world.ready("detector", committed, within_s=300)
+    key, grids = world.enrolment_key(), {}
+    for kind in kinds:
+        collection = world.collection({"rules": [], "default": {"model": "detector", "version": version, "variant": kind}})
+        with world.device(tmp_path / kind, key) as device, device.open(collection) as handle:
+            assert (handle.info.variant, handle.info.engine) == (kind, "litert" if kind == "tflite-fp32" else "onnxruntime")
+            grids[kind] = handle.run({"image": images[:1]})["grid"]
+    scale = float(np.abs(grids["onnx-fp32"]).max())
+    assert grids["onnx-fp32"].shape == (1, 6, 6, 14) and scale > 0.1
+    assert float(np.abs(grids["tflite-fp32"] - grids["onnx-fp32"]).max()) <= 1e-4 * scale
+    # Eight bits are another network, but not far from the first.
+    assert 0 < float(np.abs(grids["onnx-int8"] - grids["onnx-fp32"]).max()) < 0.2 * scale

@@ -63,27 +63,38 @@ class World:
         self, model_id: str, variants: Mapping[str, tuple[str, bytes]], *, files: Mapping[str, bytes] | None = None, **declared: Any
     ) -> dict[str, Any]:
         """Upload, declare and commit a version (the model is made when it is new); returns the commit's answer."""
+        return self.declare(
+            model_id,
+            {
+                "variants": [
+                    {"name": name, "files": [{"path": path, "role": "graph", **self.upload(data)}]}
+                    for name, (path, data) in variants.items()
+                ],
+                "files": [{"path": path, **self.upload(data)} for path, data in (files or {}).items()],
+                **declared,
+            },
+        )
+
+    def declare(self, model_id: str, declaration: Mapping[str, Any]) -> dict[str, Any]:
+        """Declare and commit a version of uploaded files (the model is made when it is new); returns the commit's answer."""
         made = self.client.post("/v1/models", json={"model_id": model_id})
         assert made.status_code in {201, 409}, made.text
-        declaration = {
-            "variants": [
-                {"name": name, "files": [{"path": path, "role": "graph", **self.upload(data)}]} for name, (path, data) in variants.items()
-            ],
-            "files": [{"path": path, **self.upload(data)} for path, data in (files or {}).items()],
-            **declared,
-        }
         version = self.ok(self.client.post(f"/v1/models/{model_id}/versions", json=declaration))["version"]
         return self.ok(self.client.post(f"/v1/models/{model_id}/versions/{version}:commit", json={}))
 
     def push(self, model_id: str, variants: Mapping[str, tuple[str, bytes]], **more: Any) -> int:
         """Commit a version and wait until it is ready; returns its number."""
-        version = int(self.commit(model_id, variants, **more)["version"])
+        return self.ready(model_id, self.commit(model_id, variants, **more), within_s=60)
+
+    def ready(self, model_id: str, committed: Mapping[str, Any], *, within_s: float) -> int:
+        """Wait until a committed version is ready; returns its number."""
+        version = int(committed["version"])
 
         def ended() -> dict[str, Any] | None:
             state = self.ok(self.client.get(f"/v1/models/{model_id}/versions/{version}"))
             return state if state["state"] in {"ready", "failed"} else None
 
-        state = eventually(ended, within_s=60)
+        state = eventually(ended, within_s=within_s)
         assert state["state"] == "ready", state
         return version
 
