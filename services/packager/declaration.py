@@ -86,7 +86,6 @@ class Wanted:
     kind: str
     profile: str = "portable"
     slim: bool = True
-    ort: bool = False
     required: bool = False
 
     @property
@@ -193,9 +192,9 @@ def _wanted(entry: dict[str, Any]) -> Wanted:
     if kind not in KINDS or profile not in PROFILES or "files" in entry:
         raise ValueError(f"a variant is converted to one of {', '.join(KINDS)}, with a profile of {', '.join(PROFILES)}, and has no files")
     name = entry.get("name") or kind
-    flags = [how.get("slim", True), how.get("ort", False), entry.get("required") or False]
+    flags = [how.get("slim", True), entry.get("required") or False]
     if not isinstance(name, str) or _VARIANT.fullmatch(name) is None or not all(isinstance(flag, bool) for flag in flags):
-        raise ValueError("a variant's name has 1 to 64 characters of a-z, 0-9, '.', '_' and '-'; slim, ort and required are true or false")
+        raise ValueError("a variant's name has 1 to 64 characters of a-z, 0-9, '.', '_' and '-'; slim and required are true or false")
     return Wanted(name, kind, profile, *flags)
 
 

@@ -28,7 +28,7 @@ def convert(job: Mapping[str, Any], step: Step) -> dict[str, Any]:
 
     Job: `inputs` and `outputs` (each `name`, and `called` in the graph), `calibration` (.npz, one array per input,
     samples on the first axis) or null, `targets`: output file to `{"graph": "in/…", "precision": "fp32" | "fp16" | "int8", "opset": 15,
-    "ir": 8, "slim": true, "ort": false}`. External data lies beside its graph.
+    "ir": 8, "slim": true}`. External data lies beside its graph.
 
     Returns `made` (file to lineage steps) and `failed` (file to words). One target that fails spoils no other.
     """
