@@ -9,6 +9,7 @@ import pytest
 
 from latebind._declaration import DeclarationInvalid, LocalSource, Push, WantedVariant, parse_wanted, read_document
 from latebind.cli._errors import CommandError
+from latebind.cli.main import app
 from latebind.cli.push import _base, _evaluation, _wanted
 
 
@@ -83,6 +84,13 @@ def test_a_file(folder: Path) -> None:
     for wrong in ({"source": 5}, {"source": {"file": "x"}}, {"variants": [{"convert": "x"}]}, {"evaluation": {"min_accuracy": 1}}):
         with pytest.raises(DeclarationInvalid):
             read_document({**document, **wrong}, folder)
+
+
+@pytest.mark.parametrize("name", ["saved_model", "frozen.pb", "model.skops", "packed.tar.gz"])
+def test_a_source_that_runs_nowhere_needs_variants(folder: Path, name: str) -> None:
+    with pytest.raises(CommandError, match="say what to make of it") as caught:
+        app(["push", str(folder / name), "--model", "m"], standalone_mode=False)
+    assert caught.value.hint is not None and "--variants" in caught.value.hint
 
 
 def test_a_saved_model_folder_is_a_source_and_a_folder_with_a_file_is_not(folder: Path) -> None:

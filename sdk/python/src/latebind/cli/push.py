@@ -35,6 +35,8 @@ from latebind.cli.jobs import follow, show_packages
 
 _DECLARATION = "latebind.yaml"
 _SAVED_MODEL = "saved_model.pb"
+#: What is never a variant by itself, but can be made into some.
+_SOURCES = (".pb", ".zip", ".tar", ".tar.gz", ".tgz", ".skops", ".ubj")
 
 
 def push(
@@ -92,8 +94,8 @@ def push(
     """
     base, files = _base(files or [])
     wanted = _wanted(variants, required, profile)
-    if not wanted and any(path.is_dir() for path in files):
-        raise CommandError("this is a SavedModel: say what to make of it", hint="add --variants onnx-fp32,tflite-fp32")
+    if not wanted and (sources := [path for path in files if path.is_dir() or path.name.endswith(_SOURCES)]):
+        raise CommandError(f"{sources[0]} runs on no device as it is: say what to make of it", hint="add --variants onnx-fp32")
     if wanted and files:
         base, files = replace(base, source=LocalSource.at(*files)), []
     if source_name and base.source is not None:
