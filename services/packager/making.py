@@ -13,10 +13,11 @@ from typing import Any
 
 from services.packager.answer import SourceAnswer, conversion, parse_answer, source_answer, tensor_to_json
 from services.packager.converters import STEPS
-from services.packager.declaration import KINDS, PROFILES, Declaration, File, Variant, Wanted
+from services.packager.declaration import KINDS, PROFILES, Declaration, Variant, Wanted
 from services.packager.domain import Source, Tensor
 from services.packager.errors import ModelRejected, Reason
 from services.packager.files import Files
+from services.packager.preparing import Prepared, prepare
 from services.packager.progress import EXAMINING, Progress
 from services.packager.sandbox import Sandbox, Workspace
 
@@ -66,14 +67,15 @@ class Maker:
             await self._files.fetch(file, workspace.path(f"source/{file.path}"))
         if self._declaration.calibration is not None:
             await self._files.fetch(self._declaration.calibration, workspace.path("owners.npz"))
-        read = await self._read(workspace)
+        prepared = await self._prepare(workspace)
+        read = await self._read(workspace, prepared)
         if read.source.format != "onnx":
             await self._from_tensorflow(workspace, read)
         await self._from_onnx(workspace, read)
         variants, failed = {}, {}
         for one in self._wanted:
             try:
-                variants[one.name] = await self._gather(workspace, one, read)
+                variants[one.name] = await self._gather(workspace, one, read, prepared)
             except ModelRejected as rejected:
                 failed[one.name] = rejected
         sides = [tuple(port.tensor for port in side) for side in (read.source.inputs, read.source.outputs)]
@@ -81,9 +83,17 @@ class Maker:
             sides[0], sides[1], read.source.format, workspace.path("samples.npz"), workspace.path("reference.npz"), variants, failed
         )
 
-    async def _read(self, workspace: Workspace) -> SourceAnswer:
+    async def _prepare(self, workspace: Workspace) -> Prepared:
+        how = {
+            "names": self._source_files.names,
+            "range": next((list(one.range) for one in self._declaration.inputs or () if one.range is not None), None),
+            "samples": None if self._declaration.calibration is None else "in/owners.npz",
+        }
+        return await prepare(self._sandbox, workspace, [file.path for file in self._source_files.files], how, self._progress)
+
+    async def _read(self, workspace: Workspace, prepared: Prepared) -> SourceAnswer:
         """Learn what the source is, and prepare the samples; ONNX and TFLite answer them in the engines here."""
-        paths = [file.path for file in self._source_files.files]
+        paths = prepared.paths
         job: dict[str, Any] = {
             "task": "source",
             "files": {path: f"in/source/{path}" for path in paths},
@@ -96,6 +106,8 @@ class Maker:
         read = source_answer(await self._sandbox.run(workspace, job, on_step), paths)
         if read.calibration:
             workspace.take("calibration.npz", "calibration.npz", _MAX_SAMPLES_BYTES)
+        if prepared.answered:
+            return read
         if read.source.format in {"onnx", "tflite"}:
             run = {
                 "task": "reference",
@@ -172,17 +184,17 @@ class Maker:
         self._steps |= steps
         self._why |= why
 
-    async def _gather(self, workspace: Workspace, one: Wanted, read: SourceAnswer) -> Variant:
+    async def _gather(self, workspace: Workspace, one: Wanted, read: SourceAnswer, prepared: Prepared) -> Variant:
         """Keep the graph of a variant. Raises `ModelRejected` when it could not be made."""
         (form, precision), file = KINDS[one.kind], _file(one)
         sources = tuple(source.sha256 for source in self._source_files.files)
         if file in self._steps:
             graph = await self._files.keep(workspace.path(file), one.graph_path, "graph")
             steps = (*self._steps.get(_base(one), ()), *self._steps[file]) if form == "onnx" else tuple(self._steps[file])
-            return Variant(one.name, graph, (), one.required, precision, sources, steps)
+            return Variant(one.name, graph, (), one.required, precision, sources, (*prepared.steps, *steps))
         if (form, precision, read.source.format) == ("tflite", "fp32", "tflite") and not _is_renamed(read.source):
-            (whole,) = (source for source in self._source_files.files if source.path == read.main)
-            return Variant(one.name, File(one.graph_path, whole.sha256, whole.size, "graph"), (), one.required, precision, sources)
+            graph = await self._files.keep(workspace.path(f"source/{read.main}"), one.graph_path, "graph")
+            return Variant(one.name, graph, (), one.required, precision, sources)
         why = self._why.get(file) or self._why.get(_base(one))
         if why is None:
             why = f"a source of the format {read.source.format} cannot become {one.kind}; push the SavedModel or GraphDef it was made from"

@@ -7,7 +7,6 @@ and named regular files, opened without following links and capped in size. What
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
 import os
 import secrets
@@ -158,9 +157,14 @@ class Sandbox:
         Raises:
             ModelRejected: it was killed, ran out of time, memory or disk, or answered too much.
         """
-        if "graph" in job:
-            await asyncio.to_thread(_lay_out, workspace, job["graph"], job["data"])
-        return await self._run(workspace, cage.engine(), job, _STEPS, on_step)
+        if "graph" not in job:
+            return await self._run(workspace, cage.engine(), job, _STEPS, on_step)
+        await asyncio.to_thread(_lay_out, workspace, job["graph"], job["data"])
+        try:
+            return await self._run(workspace, cage.engine(), job, _STEPS, on_step)
+        finally:
+            # onnx, in later children, takes no external data that has a second name.
+            await asyncio.to_thread(remove, workspace.path("model"))
 
     async def convert(
         self, workspace: Workspace, function: str, job: Mapping[str, Any], on_step: OnStep, tell: Tell, *, seconds: float | None = None
@@ -294,8 +298,6 @@ def _received(channel: socket.socket) -> int:
 def _lay_out(workspace: Workspace, graph: str, data: Mapping[str, str]) -> None:
     """Put the model and its data files side by side under the names that the model knows them by, as further names of the inputs."""
     folder = workspace.path("model")
-    with contextlib.suppress(FileNotFoundError):
-        remove(folder)
     folder.mkdir()
     for name, place in {".model": graph, **data}.items():
         (folder / name).hardlink_to(workspace.folder / place)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,16 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> d
 def environments() -> Environments:
     """Those of the machine: made once, by the first test that needs them."""
     return Environments(PackagerSettings().environments)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Classical models of every kind, trained once by the interpreter of the environment `sk`."""
+    folder = tmp_path_factory.mktemp("sk")
+    python = asyncio.run(environments().ready("sk", lambda line: None)).python
+    script = Path(__file__).with_name("sk_models.py")
+    subprocess.run([python, script, folder], check=True, timeout=300, env={"HOME": str(folder), "PATH": os.environ["PATH"]})
+    return folder
 
 
 @pytest.fixture

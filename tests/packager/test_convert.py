@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from tests.packager.archives import tarred
 from tests.packager.converting import Converted, arrays, convert, npz, put_folder, to, train
 from tests.packager.running import Packaging
 from tests.real_models import basic_pitch
@@ -163,6 +165,20 @@ def test_less_precision_keeps_the_accuracy(quantised: Converted, variant: str) -
     assert whole["accuracy"]["value"] > 0.95
     assert made["accuracy"]["value"] >= whole["accuracy"]["value"] - 0.01
     assert quantised.manifests["onnx-int8"]["engine"]["operators"].count("QuantizeLinear") == 1
+
+
+def test_a_packed_saved_model_is_the_same_source(digits: tuple[Path, dict[str, Any], dict[str, Any]], quantised: Converted) -> None:
+    folder, _, _ = digits
+    files = {f"digits/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    async def declare(one: Packaging) -> dict[str, Any]:
+        return {"source": {"files": [await one.put("digits.tar.gz", gzip.compress(tarred(files)))]}, "variants": to("onnx-fp32")}
+
+    made = convert(declare)
+    assert made.row("onnx-fp32")["parity"]["passed"]
+    feed = arrays(quantised.files["onnx-fp32"]["golden/input.npz"])
+    answers = [onnxruntime.InferenceSession(one.files["onnx-fp32"]["model.onnx"]).run(None, feed) for one in (made, quantised)]
+    assert np.allclose(answers[0], answers[1], atol=1e-5)
 
 
 def test_eight_bits_are_smaller(quantised: Converted) -> None:

@@ -69,11 +69,6 @@ class Meter:
         return self._most - self.out + 1
 
 
-def is_archive(head: bytes) -> bool:
-    """Whether a file that starts with `head` (512 bytes) is an archive of a kind that is unpacked here."""
-    return head[:4] in {b"PK\x03\x04", b"PK\x05\x06"} or head[:2] == b"\x1f\x8b" or head[257:262] == b"ustar"
-
-
 def unpack(archive: Path, folder: Path, caps: Caps) -> list[Unpacked]:
     """Write the files of an archive into an empty folder, as `0`, `1`, …, and say which is which, in the order of the archive.
 
