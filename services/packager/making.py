@@ -171,7 +171,8 @@ class Maker:
 
     async def _convert(self, workspace: Workspace, function: str, job: Mapping[str, Any], start: float, end: float) -> None:
         targets = list(job["targets"])
-        self._progress.say(f"starting the converter of {', '.join(one.lstrip('_') for one in targets)}", start)
+        shown = [f"ONNX (opset {one[1:].partition('.')[0]})" if one.startswith("_") else one.rpartition(".")[0] for one in targets]
+        self._progress.say(f"starting the conversion to {', '.join(shown)}", start)
 
         def tell(line: str) -> None:
             self._progress.say(line, start)

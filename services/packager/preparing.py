@@ -10,7 +10,7 @@ from typing import Any
 
 from services.packager.answer import conversion
 from services.packager.converters import STEPS
-from services.packager.progress import EXAMINING, Progress
+from services.packager.progress import Progress
 from services.packager.sandbox import Sandbox, Workspace
 from services.packager.unpacking import unpack
 
@@ -57,7 +57,7 @@ async def prepare(sandbox: Sandbox, workspace: Workspace, paths: list[str], how:
         return await _classical(sandbox, workspace, {"model": f"in/source/{path}", "opset": _OPSET, **how}, progress)
     progress.say("unpacking the archive")
     workspace.path(f"source/{path}").rename(workspace.path("archive"))
-    return Prepared(await unpack(sandbox, workspace, "archive", "source", on_step=progress.steps(EXAMINING, 0.0, 0.02)))
+    return Prepared(await unpack(sandbox, workspace, "archive", "source", on_step=lambda _step: None))
 
 
 async def _classical(sandbox: Sandbox, workspace: Workspace, job: dict[str, Any], progress: Progress) -> Prepared:

@@ -10,6 +10,7 @@ EXAMINING = {
     "fetching": "fetching the files",
     "reading": "reading the model",
     "checking": "comparing it with the declaration",
+    "sampling": "reading the given samples",
     "loading": "loading it into the engine",
     "running": "running it on generated input",
     "writing": "keeping the golden output",

@@ -30,8 +30,7 @@ from services.packager.isolation import cage, landlock
 from services.packager.isolation.cage import Level
 from services.packager.isolation.folders import clean_up, remove
 from services.packager.isolation.process import OnStep, talk
-
-_STEPS = frozenset({"reading", "checking", "loading", "running", "writing", "replaying", "comparing", "evaluating", "measuring"})
+from services.packager.progress import EXAMINING
 
 #: The levels that are taken without being told to.
 SAFE = (Level.STRONG, Level.FALLBACK)
@@ -158,10 +157,10 @@ class Sandbox:
             ModelRejected: it was killed, ran out of time, memory or disk, or answered too much.
         """
         if "graph" not in job:
-            return await self._run(workspace, cage.engine(), job, _STEPS, on_step)
+            return await self._run(workspace, cage.engine(), job, EXAMINING, on_step)
         await asyncio.to_thread(_lay_out, workspace, job["graph"], job["data"])
         try:
-            return await self._run(workspace, cage.engine(), job, _STEPS, on_step)
+            return await self._run(workspace, cage.engine(), job, EXAMINING, on_step)
         finally:
             # onnx, in later children, takes no external data that has a second name.
             await asyncio.to_thread(remove, workspace.path("model"))

@@ -44,7 +44,7 @@ def read(job: Mapping[str, Any]) -> dict[str, Any]:
     wanted = tuple(port.tensor for port in source.inputs)
     owners = None
     if job["samples"] is not None:
-        step("comparing")
+        step("sampling")
         owners = samples.spread(samples.read_samples(Path(job["samples"]), wanted), samples.MAX_CALIBRATION)
         write_npz(Path("out/calibration.npz"), owners, packed=False)
     if source.format in {"saved-model", "graphdef"}:
