@@ -10,21 +10,20 @@ process and measures the model for the gates (`measuring.py`). The jobs of sourc
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
-from services.packager.answer import found_to_json, tensor_from_json
+from services.packager.answer import found_to_json
 from services.packager.domain import Found, Tensor, check_tensors
 from services.packager.errors import ModelRejected, Reason
 from services.packager.formats import archive, onnx, tflite
+from services.packager.formats.archive_members import Caps
+from services.packager.loading import MODEL, check_external, load, memory_error, step, tensors, version_of
 
 GOLDEN_INPUT = Path("out/input.npz")
 GOLDEN_OUTPUT = Path("out/output.npz")
-#: Where the model lies for its runtime, with its data files beside it; no data file has a name that begins with a dot.
-MODEL = Path("in/model/.model")
 
 _MIB = 2**20
 _SHOWN = 600
@@ -36,7 +35,7 @@ def answer(job: Mapping[str, Any]) -> dict[str, Any]:
         if job["task"] == "unpack":
             return _unpack(job)
         if job["task"] in {"source", "reference"}:
-            from services.packager import sourcing  # noqa: PLC0415 - it uses this module, and numpy
+            from services.packager import sourcing  # noqa: PLC0415 - numpy is loaded after the limits are set
 
             return sourcing.read(job) if job["task"] == "source" else sourcing.reference(job)
         return _replay(job) if job["task"] == "replay" else _inspect(job)
@@ -118,13 +117,8 @@ def _replay(job: Mapping[str, Any]) -> dict[str, Any]:
 def _unpack(job: Mapping[str, Any]) -> dict[str, Any]:
     """`{"task": "unpack", "archive": "in/0", "caps": {…}}`: leaves `out/0`, `out/1`, …, and says which path each had."""
     step("reading")
-    files = archive.unpack(Path(job["archive"]), Path("out"), archive.Caps(**job["caps"]))
+    files = archive.unpack(Path(job["archive"]), Path("out"), Caps(**job["caps"]))
     return {"ok": True, "files": [{"path": one.path, "size": one.size} for one in files]}
-
-
-def step(name: str) -> None:
-    """Tell the service how far the job is."""
-    print(f"@{name}", file=sys.stderr, flush=True)  # noqa: T201 - the child's progress channel
 
 
 def _read(graph: Path) -> Found:
@@ -134,35 +128,6 @@ def _read(graph: Path) -> Found:
         if tflite.is_tflite(data[:8]):
             return tflite.read(data, version_of("ai-edge-litert"))
         return onnx.read(data, version_of("onnxruntime"))
-
-
-def version_of(distribution: str) -> str:
-    """Return the version of an installed distribution. Raises `ModelRejected` when it is not there."""
-    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - only the child needs it
-
-    try:
-        return version(distribution)
-    except PackageNotFoundError as error:
-        raise ModelRejected(
-            Reason.ENGINE_NOT_INSTALLED, f"This server has no {distribution}. Its operator installs the extra [packager]."
-        ) from error
-
-
-def check_external(external: Mapping[str, int], data: Mapping[str, str]) -> None:
-    """Check the files that a model keeps tensor data in: name to bytes needed, against name to place. Raises `ModelRejected`."""
-    for name, needed in external.items():
-        if name not in data:
-            have = ", ".join(sorted(data)) or "none"
-            raise ModelRejected(
-                Reason.EXTERNAL_DATA_MISSING,
-                f'The model keeps tensor data in "{name}", which was not uploaded with this variant (data files: {have}). '
-                "Upload it beside the model under exactly this name.",
-            )
-        size = Path(data[name]).stat().st_size
-        if needed > size:
-            raise ModelRejected(
-                Reason.EXTERNAL_DATA_MISSING, f'The model needs {needed} bytes of "{name}", which has {size}. Upload the file again.'
-            )
 
 
 def _check_ranks(found: Found, inputs: tuple[Tensor, ...]) -> None:
@@ -179,33 +144,6 @@ def _check_golden(kind: str, tensors: tuple[Tensor, ...], arrays: Mapping[str, A
 
     if {tensor.name: tensor.dtype for tensor in tensors} != {name: dtype_of(array) for name, array in arrays.items()}:
         raise ModelRejected(Reason.CHILD_ANSWER_INVALID, f"The golden {kind} does not hold the declared tensors.")
-
-
-def load(kind: str) -> tuple[Any, Any]:
-    """Load the runtime and the model, which the service laid out with its data files beside it under the names it knows them by."""
-    try:
-        if kind == "onnx":
-            from services.packager.formats import onnx_engine  # noqa: PLC0415 - loaded after the limits are set
-
-            return onnx_engine, onnx_engine.OnnxRunner(MODEL)
-        from services.packager.formats import tflite_engine  # noqa: PLC0415 - loaded after the limits are set
-
-        return tflite_engine, tflite_engine.TfliteRunner(MODEL)
-    except ModelRejected as rejected:
-        if isinstance(memory_error(rejected), MemoryError):
-            raise MemoryError from rejected
-        raise
-
-
-def memory_error(error: Exception) -> Exception:
-    """Return a `MemoryError` in place of what the runtimes say when memory runs out."""
-    text = str(error).lower()
-    return MemoryError() if "bad_alloc" in text or "failed to allocate" in text or "out of memory" in text else error
-
-
-def tensors(entries: list[Any] | None) -> tuple[Tensor, ...] | None:
-    """Read tensors of a job; None stays None."""
-    return None if entries is None else tuple(tensor_from_json(entry) for entry in entries)
 
 
 def _clean(text: str) -> str:

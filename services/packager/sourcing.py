@@ -18,11 +18,11 @@ import numpy as np
 
 from services.packager import samples
 from services.packager.answer import source_to_json, tensor_from_json
-from services.packager.child import check_external, load, memory_error, step, tensors, version_of
 from services.packager.converters.arrays import read_npz, write_npz
 from services.packager.domain import Port, Tensor, check_tensors
 from services.packager.errors import ModelRejected, Reason
 from services.packager.formats.source import read_source
+from services.packager.loading import check_external, load, memory_error, step, tensors, version_of
 from services.packager.probe import Run, attempts
 
 _SAMPLES = Path("out/samples.npz")

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from services.packager.answer import parse_answer
 from services.packager.domain import is_plain_name
 from services.packager.errors import ModelRejected, Reason
-from services.packager.formats.archive import Caps
+from services.packager.formats.archive_members import Caps
 from services.packager.isolation.process import OnStep
 from services.packager.sandbox import Sandbox, Workspace
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from services.packager.errors import ModelRejected, Reason
-from services.packager.formats.archive import Caps, unpack
+from services.packager.formats.archive import unpack
+from services.packager.formats.archive_members import Caps
 from services.packager.sandbox import Sandbox
 from services.packager.unpacking import checked
 from services.packager.unpacking import unpack as unpack_in_child

@@ -8,28 +8,19 @@ Formats: APPNOTE.TXT 6.3 (ZIP), POSIX.1-2017 pax and GNU tar headers, RFC 1952.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO
 
 from services.packager.domain import is_plain_name
-from services.packager.errors import ModelRejected, Reason
+from services.packager.formats import archive_tar, archive_zip
+from services.packager.formats.archive_members import Caps, Member, Meter, invalid, refused, shown, too_large
 
-_CHUNK = 256 * 1024
 _MAX_DEPTH = 8
 _MAX_PATH = 300
 #: What operating systems leave in archives.
 _LITTER = frozenset({"__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini"})
-
-
-@dataclass(frozen=True, slots=True)
-class Caps:
-    """`total_bytes` may come out of one archive, `ratio` times what went in (beyond the first MiB), in `members` members, files or not."""
-
-    members: int = 1_000
-    total_bytes: int = 2 * 2**30
-    ratio: int = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,42 +32,12 @@ class Unpacked:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One member of an archive: its raw name, what it is (`file`, `folder`, or a word for what is refused), and its bytes."""
-
-    name: str
-    kind: str
-    pieces: Callable[[], Iterator[bytes]]
-
-
-class Meter:
-    """Counts what came out of an archive, whether it is kept or not."""
-
-    def __init__(self, caps: Caps, packed_bytes: int) -> None:
-        self._most = min(caps.total_bytes, max(2**20, caps.ratio * packed_bytes))
-        self.out = 0
-
-    def count(self, size: int) -> None:
-        """Count bytes before they are written. Raises `ModelRejected`."""
-        self.out += size
-        if self.out > self._most:
-            too_large(f"more than {self._most} bytes come out of it")
-
-    @property
-    def left(self) -> int:
-        """Bytes that may still come out, and one more: by that one it is noticed."""
-        return self._most - self.out + 1
-
-
 def unpack(archive: Path, folder: Path, caps: Caps) -> list[Unpacked]:
     """Write the files of an archive into an empty folder, as `0`, `1`, …, and say which is which, in the order of the archive.
 
     Raises:
         ModelRejected: ARCHIVE_INVALID, ARCHIVE_REFUSED (a member that is not taken), ARCHIVE_TOO_LARGE.
     """
-    from services.packager.formats import archive_tar, archive_zip  # noqa: PLC0415 - they use this module
-
     unpacked: list[Unpacked] = []
     places: dict[str, bool] = {}
     meter = Meter(caps, archive.stat().st_size)
@@ -96,43 +57,6 @@ def unpack(archive: Path, folder: Path, caps: Caps) -> list[Unpacked]:
     if not unpacked:
         invalid("there is no file in it")
     return unpacked
-
-
-def read_at(file: BinaryIO, place: int, size: int) -> bytes:
-    """Read exactly so many bytes. Raises `ModelRejected` (ARCHIVE_INVALID)."""
-    if place < 0:
-        invalid("a place in it is before its start")
-    file.seek(place)
-    data = file.read(size)
-    if len(data) != size:
-        invalid("it ends too early")
-    return data
-
-
-def invalid(why: str) -> NoReturn:
-    """Refuse an archive that makes no sense."""
-    raise ModelRejected(
-        Reason.ARCHIVE_INVALID, f"The archive cannot be read: {why}. Pack it again (zip, tar or tar.gz), and upload it whole."
-    )
-
-
-def too_large(why: str) -> NoReturn:
-    """Refuse an archive that is more than may come out."""
-    raise ModelRejected(
-        Reason.ARCHIVE_TOO_LARGE, f"The archive is too large: {why}. Upload the files by themselves (latebind push FOLDER)."
-    )
-
-
-def refused(what: str) -> NoReturn:
-    """Refuse an archive for one of its members."""
-    raise ModelRejected(
-        Reason.ARCHIVE_REFUSED, f"The archive holds {what}. Only plain files below plain folders are taken; pack it without."
-    )
-
-
-def shown(name: str) -> str:
-    """A name as people may see it."""
-    return '"' + "".join(char if char.isprintable() else "?" for char in name[:100]) + '"'
 
 
 def _path(member: Member) -> str | None:
@@ -169,11 +93,3 @@ def _write(out: BinaryIO, pieces: Iterator[bytes], meter: Meter) -> int:
         out.write(piece)
         size += len(piece)
     return size
-
-
-def plain_pieces(file: BinaryIO, place: int, size: int) -> Iterator[bytes]:
-    """Bytes that are stored as they are."""
-    while size:
-        piece = read_at(file, place, min(size, _CHUNK))
-        place, size = place + len(piece), size - len(piece)
-        yield piece

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from services.packager.formats.archive import Member, Meter, invalid, refused, shown
+from services.packager.formats.archive_members import Member, Meter, invalid, refused, shown
 
 _BLOCK = 512
 _CHUNK = 256 * 1024

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from services.packager.formats.archive import Caps, Member, Meter, invalid, plain_pieces, read_at, refused, shown, too_large
+from services.packager.formats.archive_members import Caps, Member, Meter, invalid, plain_pieces, read_at, refused, shown, too_large
 
 _END = struct.Struct("<4s4H2IH")
 _ENTRY = struct.Struct("<4s6H3I5H2I")
