@@ -6,11 +6,12 @@ The only place that knows which services exist. `latebindd` (`services/__main__.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,6 +64,8 @@ _FINISH_S = 10
 _GRACE_S = 7.0
 _WATCH_GRACE_S = 1.0
 _STOP_S = 29.5
+#: A start waits so long for what it answers from.
+_LOAD_S = 3.0
 
 
 class AlreadyRunning(Exception):
@@ -180,14 +183,24 @@ async def launched(
         else:
             app = front = ServiceFront(None if only == "workers" else next(iter(parts.values())), ready)
         # The public port closes first; probes and metrics are there to the end.
-        for served, bound in ((internal_app(app, metrics), sockets[1]), (front, sockets[0])):
-            await stack.enter_async_context(serving(served, bound, finish_s=_FINISH_S))
+        await stack.enter_async_context(serving(internal_app(app, metrics), sockets[1], finish_s=_FINISH_S))
+        if only != "workers":
+            await _loaded(parts.values())
+        await stack.enter_async_context(serving(front, sockets[0], finish_s=_FINISH_S))
         app.started = True
         try:
             yield Started(url_of(sockets[0]), url_of(sockets[1]), operator_key, settings.operator_key_file)
         finally:
             app.draining = True
             await asyncio.sleep(settings.drain_s)
+
+
+async def _loaded(parts: Collection[Part]) -> None:
+    """Wait a moment for what services answer from, so that devices do not notice a restart; without it they say that they are not ready."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LOAD_S):
+            while any(part.unready() for part in parts):  # noqa: ASYNC110 - it is polled once, at the start
+                await asyncio.sleep(0.01)
 
 
 def _traced(service: str, part: Part) -> Part:
