@@ -104,12 +104,16 @@ class Progress:
 
 
 def started(pid: int) -> int | None:
-    """Return when a process started, in the kernel's ticks since boot, or None when it is gone (proc(5), field 22 of stat)."""
+    """Return when a process started, in the kernel's ticks since boot, or None when it is gone (proc(5), field 22 of stat).
+
+    A first thread that has ended shows as a zombie while others still run, or still hold the ports: that is not gone.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ended = fields[0] == "Z" and len([*Path(f"/proc/{pid}/task").iterdir()]) == 1
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return None if fields[0] == "Z" else int(fields[19])
+    return None if ended else int(fields[19])
 
 
 def kill_family(pid: int) -> Mapping[int, int | None]:

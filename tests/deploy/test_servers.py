@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from deploy.processes import Daemon
 from deploy.servers import __main__ as command_line
 from deploy.servers import install
 from deploy.servers.install import NotInstalled
 from deploy.servers.kinds import KINDS, Kind
 from deploy.servers.server import Server, ServerFailed
+from tests.e2e.world import eventually
 
 _PACKAGE = Path(install.__file__).parent
 
@@ -58,6 +60,19 @@ def test_is_found_again_and_keeps_its_ports(web: Path) -> None:
         assert Server("web", web).start().ports == server.ports
         assert server.pid != first
     assert Server("web", web).pid is None
+
+
+def test_a_process_whose_first_thread_ended_is_not_gone(tmp_path: Path) -> None:
+    code = "import ctypes, threading, time; threading.Thread(target=time.sleep, args=(60,)).start(); ctypes.CDLL(None).syscall(EXIT, 0)"
+    code = code.replace("EXIT", {"x86_64": "60", "aarch64": "93"}[os.uname().machine])
+    daemon = Daemon(tmp_path, "log")
+    daemon.launch([sys.executable, "-c", code], {})
+    child = daemon.pid
+    assert child is not None
+    eventually(lambda: "\nState:\tZ" in Path(f"/proc/{child}/status").read_text())
+    assert daemon.pid == child
+    daemon.end(signal.SIGKILL)
+    assert daemon.pid is None
 
 
 def test_kill_ends_it_at_once(web: Path) -> None:
