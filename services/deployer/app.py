@@ -36,7 +36,7 @@ def create_part(settings: DeployerSettings, ports: Ports) -> Part:
     name = PRESENT + ports.holder[-_LONGEST_NAME:]
     present = Lease(ports.database, ports.clock, name=name, holder=ports.holder, ttl=_PRESENT)
     file = ports.data_dir / "deployer-rules.snapshot"
-    freshness = Freshness(loader, snapshot, present, ports.clock, file=file, place=ports.database.place)
+    freshness = Freshness(loader, snapshot, present, ports.clock, metrics=ports.metrics, file=file, place=ports.database.place)
     fleet = FleetService(ports.database, sightings, ports.clock, history_days=settings.history_days, ready_wait_s=settings.ready_wait_s)
     resolver = Resolver(
         snapshot,

@@ -17,6 +17,7 @@ from structlog import get_logger
 from kit.clock import Clock
 from kit.db import DatabaseUnavailable
 from kit.db.lease import Lease
+from kit.metrics import Metric, Metrics
 from kit.single_flight import SingleFlight
 from services.deployer import snapshot_file
 from services.deployer.domain import LEAD
@@ -26,6 +27,7 @@ from services.deployer.snapshot import Snapshot
 
 log = get_logger(__name__)
 
+RULES_AGE = Metric("latebind_deployer_rules_age_seconds", "gauge", "Time since rules in memory were last known to be the newest.")
 #: How long a look proves that nothing else has started: `LEAD`, less the time that a commit may take.
 PROVES = LEAD - timedelta(seconds=0.15)
 #: A question to the database, and a device that waits for it, wait no longer than this.
@@ -41,9 +43,14 @@ class Freshness:
     the database that it is of. For one event loop.
     """
 
-    def __init__(self, loader: Loader, snapshot: Snapshot, present: Lease, clock: Clock, *, file: Path, place: str) -> None:
+    def __init__(
+        self, loader: Loader, snapshot: Snapshot, present: Lease, clock: Clock, *, metrics: Metrics, file: Path, place: str
+    ) -> None:
         self._loader, self._snapshot, self._present, self._clock = loader, snapshot, present, clock
-        self._file, self._place = file, place
+        self._metrics, self._file, self._place = metrics, file, place
+        metrics.register(RULES_AGE)
+        #: When the last look began that came to its end; the start of this process before the first one.
+        self._looked_at = clock.now()
         self._saved = 0
         self._surveys: SingleFlight[str, list[tuple[str, str]]] = SingleFlight()
         self._surveying = False
@@ -52,11 +59,14 @@ class Freshness:
 
     async def look(self) -> None:
         """Look, and load what is new. Raises `DatabaseUnavailable` while nothing is there to answer from; afterwards that is only noted."""
-        if not self._snapshot.complete:
-            await self._start()
-            return
-        with contextlib.suppress(DatabaseUnavailable):
-            await self._loader.load(await self._survey())
+        try:
+            if self._snapshot.complete:
+                with contextlib.suppress(DatabaseUnavailable):
+                    await self._loader.load(await self._survey())
+            else:
+                await self._start()
+        finally:
+            self._metrics.gauge(RULES_AGE.name, max(0.0, (self._clock.now() - self._looked_at).total_seconds()))
 
     async def _start(self) -> None:
         """Load everything: from the database, or, while that cannot be used, what the file on disk has."""
@@ -162,6 +172,7 @@ class Freshness:
         if self.trouble is not None:
             log.info("the database answers again; the rules are kept current")
         self.trouble = None
+        self._looked_at = began
         self._snapshot.fresh_until = began + PROVES
 
     def _failed(self, trouble: str) -> None:

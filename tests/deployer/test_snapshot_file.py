@@ -15,7 +15,7 @@ from kit.clock import FakeClock
 from kit.db import DatabaseUnavailable, open_database
 from kit.eventlog import open_eventlog
 from kit.identity import PrincipalSeal
-from kit.metrics import NullMetrics
+from kit.metrics import PrometheusMetrics
 from kit.ports import Ports, Secrets
 from services.deployer.app import create_part
 from services.deployer.settings import DeployerSettings
@@ -67,8 +67,13 @@ async def started(folder: Path, clock: FakeClock) -> AsyncIterator[World]:
     """A process on the folder that has not loaded anything yet."""
     async with open_database(f"sqlite:{folder}/deployer.db", clock) as database, open_eventlog(f"local:{folder}/events.db") as eventlog:
         seal, secrets = PrincipalSeal(b"s" * 32), Secrets(folder / "secrets")
-        ports = Ports(database, None, eventlog, None, clock, NullMetrics(), seal, secrets, "test", folder)  # type: ignore[arg-type]
+        ports = Ports(database, None, eventlog, None, clock, PrometheusMetrics(), seal, secrets, "test", folder)  # type: ignore[arg-type]
         yield World(create_part(DeployerSettings(ready_wait_s=0), ports), ports, clock)
+
+
+def rules_age(world: World) -> float:
+    lines = world.ports.metrics.render().decode().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith("latebind_deployer_rules_age_seconds "))
 
 
 async def test_without_its_database_a_process_answers_from_the_file(tmp_path: Path, install_id: str) -> None:
@@ -79,6 +84,10 @@ async def test_without_its_database_a_process_answers_from_the_file(tmp_path: Pa
             await world.freshness.look()
             assert world.part.unready() is None
             assert world.freshness.trouble
+            assert rules_age(world) == 0
+            clock.advance(7)
+            await world.freshness.look()
+            assert rules_age(world) == 7
             assert (await world.resolve(collection, context(install_id), etag=etag)).status_code == 304
             assert (await world.resolve(collection, context(install_id))).json()["package"]["version"] == 2
             other = await world.resolve(collection, context(install_id, device={"soc": "x", "abi": "arm64-v8a", "ram_mb": 256}))
@@ -91,6 +100,7 @@ async def test_without_its_database_a_process_answers_from_the_file(tmp_path: Pa
             assert (await world.resolve(collection, context(install_id))).json()["package"]["version"] == 1
         await world.freshness.look()
         assert world.freshness.trouble is None
+        assert rules_age(world) == 0
         await world.publish(rules(1), collection=collection)
         assert (await world.resolve(collection, context(install_id))).json()["revision"] == 2
 
