@@ -22,9 +22,9 @@ from kit.metrics import Metrics, NullMetrics
 from kit.tracing import Attributes, handling
 
 FIRST_PAUSE_S = 0.2
-LONGEST_PAUSE_S = 30.0
+LONGEST_PAUSE_S = 10.0
 #: A worker that ran this long since its last crash counts as recovered.
-STEADY_S = 30.0
+STEADY_S = 20.0
 #: So many failures of one handler in a row turn readiness red; the worker goes on trying.
 UNHEALTHY_AFTER = 5
 _LOOK_S = 0.1

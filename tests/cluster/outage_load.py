@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
@@ -46,6 +47,8 @@ class Load:
         self._url, self._key, self._collection, self._probes = world.server.url, world.key, collection, probes
         self._install, self._token = world.device_token(world.enrolment_key())
         self._etag = ""
+        #: Up to when (seconds since 1970) analytics counted everything, and when (`time.monotonic`) they first said so.
+        self._counted_until, self._counted_at = 0.0, 0.0
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -58,7 +61,7 @@ class Load:
                 "telemetry": lambda: self._telemetry(client),
                 "read": lambda: client.get("/v1/models", headers=self._person),
                 "write": lambda: client.post("/v1/enrolment-keys", json={"name": "load", "quota": 1}, headers=self._person),
-                "analytics": lambda: client.get("/v1/analytics/inferences", headers=self._person),
+                "analytics": lambda: self._analytics(client),
             }
             tasks = [asyncio.create_task(self._repeat(kind, ask)) for kind, ask in asks.items()]
             tasks += [asyncio.create_task(self._probe(client, name, url)) for name, url in self._probes.items()]
@@ -74,11 +77,15 @@ class Load:
         return [one for one in self.answers if one.began >= moment]
 
     async def settled(self, moment: float, *, within_s: float) -> float | None:
-        """Wait until every kind has worked twice in a row after a moment; the seconds that took, or None when it does not."""
+        """Wait until every kind has worked twice in a row after a moment, and analytics count what devices sent since.
+
+        Returns the seconds that took, or None when it does not happen.
+        """
+        wanted = time.time() - (time.monotonic() - moment)
         while time.monotonic() - moment < within_s + _TIMEOUT_S:
             last = {kind: [one for one in self.since(moment) if one.kind == kind][-2:] for kind in KINDS}
-            if all(len(two) == 2 and all(one.good for one in two) for two in last.values()):
-                return max(two[0].began + two[0].seconds for two in last.values()) - moment
+            if self._counted_until >= wanted and all(len(two) == 2 and all(one.good for one in two) for two in last.values()):
+                return max(self._counted_at, *(two[0].began + two[0].seconds for two in last.values())) - moment
             await asyncio.sleep(0.05)
         return None
 
@@ -116,6 +123,14 @@ class Load:
         context: dict[str, Any] = {"install_id": self._install, "app": {"id": "load", "version": "1"}, "runtimes": runtimes}
         headers = self._device | {"latebind-nonce": uuid4().hex} | ({"if-none-match": etag} if etag else {})
         return await client.post(f"/v1/device/collections/{self._collection}:resolve", json=context, headers=headers)
+
+    async def _analytics(self, client: httpx2.AsyncClient) -> httpx2.Response:
+        answer = await client.get("/v1/analytics/inferences", headers=self._person)
+        if answer.status_code == 200:
+            until = datetime.fromisoformat(answer.json()["as_of"]).timestamp()
+            if until > self._counted_until:
+                self._counted_until, self._counted_at = until, time.monotonic()
+        return answer
 
     async def _telemetry(self, client: httpx2.AsyncClient) -> httpx2.Response:
         body = TelemetryBatch(batch_id=uuid4().bytes, created_at_ms=int(time.time() * 1000)).SerializeToString()
