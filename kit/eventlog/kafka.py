@@ -14,15 +14,16 @@ from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import InvalidTopicError, KafkaError, MessageSizeTooLargeError, TopicAlreadyExistsError, for_code
 
 from kit.checks import Findings, fault, ok
 from kit.errors import TooLarge, Unavailable
-from kit.eventlog import Consumer, LogFull, Message, Record, check_partitions
+from kit.eventlog import Consumer, Message, Record, check_partitions
 from kit.eventlog.kafka_checks import examine_topics
 from kit.eventlog.kafka_consumer import KafkaConsumer, record_of
+from kit.eventlog.kafka_producer import Encoded, KafkaProducer
 from kit.logs import get_logger
 from kit.silence import Silence, Silent
 from kit.url_options import read_options
@@ -64,14 +65,12 @@ class KafkaLog:
     def __init__(self, servers: list[str], options: KafkaOptions) -> None:
         self.servers = servers
         self.options = options
-        self._producer: AIOKafkaProducer | None = None
+        self._producer = KafkaProducer(servers, options, max_message_bytes=MAX_MESSAGE_BYTES)
         self._admin: AIOKafkaAdminClient | None = None
         self._reader: AIOKafkaConsumer | None = None
         self._connecting = asyncio.Lock()
         self._silence = Silence(trial_s=options.append_s)
         self._known_topics: set[str] = set()
-        self._waiting_bytes = 0
-        self._room = asyncio.Event()
 
     async def append(self, topic: str, messages: Sequence[Message]) -> None:
         """Write messages; returns when all are durable. See `kit.eventlog.EventLog`.
@@ -81,29 +80,14 @@ class KafkaLog:
         encoded = [_encoded(message) for message in messages]
         if not encoded:
             return
-        sizes = [len(key) + len(value) + sum(len(name) + len(text) for name, text in headers) for key, value, headers in encoded]
-        if max(sizes) > MAX_MESSAGE_BYTES - _OVERHEAD:
+        if max(message.size for message in encoded) > MAX_MESSAGE_BYTES - _OVERHEAD:
             raise TooLarge(f"a record of the event log has at most {MAX_MESSAGE_BYTES} bytes")
-        await self._wait_for_room(sum(sizes))
+        await self._producer.wait_for_room(sum(message.size for message in encoded))
         with _unavailable(self._silence):
             self._silence.enter()
             async with asyncio.timeout(self.options.append_s):
                 await self._make_missing({topic: None})
-                producer = await self._connected_producer()
-                # Not gather(): a send that was cancelled goes on, and its bytes stay counted until it is over.
-                sent = []
-                for (key, value, headers), size in zip(encoded, sizes, strict=True):
-                    self._waiting_bytes += size
-                    try:
-                        future = await producer.send(self.name_of(topic), value, key=key, headers=headers)
-                    except BaseException:
-                        self._sent(size)
-                        raise
-                    future.add_done_callback(lambda _done, size=size: self._sent(size))
-                    sent.append(future)
-                await asyncio.wait(sent)
-            for future in sent:
-                future.result()
+                await self._producer.append(self.name_of(topic), encoded)
             self._silence.ended()
 
     @asynccontextmanager
@@ -222,7 +206,8 @@ class KafkaLog:
 
     async def close(self) -> None:
         """Send what waits, then close the connections."""
-        for client in (self._producer, self._admin, self._reader):
+        await self._producer.close()
+        for client in (self._admin, self._reader):
             if client is not None:
                 close = client.close if isinstance(client, AIOKafkaAdminClient) else client.stop
                 with contextlib.suppress(KafkaError, TimeoutError, OSError):
@@ -244,23 +229,6 @@ class KafkaLog:
                         async with asyncio.timeout(_PING_S):
                             await close()
             raise
-
-    async def _connected_producer(self) -> AIOKafkaProducer:
-        async with self._connecting:
-            if self._producer is None:
-                producer = AIOKafkaProducer(
-                    bootstrap_servers=self.servers,
-                    acks="all",
-                    enable_idempotence=True,
-                    compression_type="lz4",
-                    linger_ms=self.options.linger_ms,
-                    max_batch_size=1 << 20,
-                    max_request_size=MAX_MESSAGE_BYTES,
-                    # Half of it: a connection that died in silence is replaced in time for the append that notices it.
-                    request_timeout_ms=int(self.options.append_s * 500),
-                )
-                self._producer = await _started(producer, producer.stop)
-            return self._producer
 
     async def _connected_admin(self) -> AIOKafkaAdminClient:
         async with self._connecting:
@@ -284,29 +252,15 @@ class KafkaLog:
                 return [TopicPartition(name, found["partition"]) for found in described["partitions"]]
             await asyncio.sleep(0.02)
 
-    async def _wait_for_room(self, size: int) -> None:
-        limit = self.options.max_waiting_bytes
-        try:
-            async with asyncio.timeout(self.options.full_wait_s):
-                while self._waiting_bytes and self._waiting_bytes + size > limit:
-                    self._room.clear()
-                    await self._room.wait()
-        except TimeoutError:
-            raise LogFull("the event log takes no more now; keep the data and try again") from None
 
-    def _sent(self, size: int) -> None:
-        self._waiting_bytes -= size
-        self._room.set()
-
-
-def _encoded(message: Message) -> tuple[bytes, bytes, list[tuple[str, bytes]]]:
-    """Return key, value and headers as the client takes them. Raises `TypeError` for what is not text."""
+def _encoded(message: Message) -> Encoded:
+    """Return a message as the client takes it. Raises `TypeError` for what is not text."""
     headers = []
     for name, value in message.headers.items():
         if not isinstance(value, str):
             raise TypeError(f"header {name} is {type(value).__name__}, not text")
         headers.append((name, value.encode()))
-    return message.key.encode(), message.value, headers
+    return Encoded(message.key.encode(), message.value, headers)
 
 
 async def _started(client: T, close: Callable[[], Awaitable[None]]) -> T:
