@@ -7,6 +7,7 @@ time agree, so that a number that was given to another program meanwhile is neve
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import random
@@ -15,7 +16,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,6 +33,10 @@ class Daemon:
         self.ports: Mapping[str, int] = {}
         self._child: subprocess.Popen[bytes] | None = None
         self._file = self.folder / "process.json"
+        self.recall_ports()
+
+    def recall_ports(self) -> None:
+        """Take the ports of the last start, which another program may have made."""
         with contextlib.suppress(FileNotFoundError, KeyError, ValueError):
             self.ports = json.loads(self._file.read_text())["ports"]
 
@@ -135,6 +140,18 @@ def kill_family(pid: int) -> Mapping[int, int | None]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(one, signal.SIGKILL)
     return family
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file while the block runs; other threads and programs wait."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def free_ports(count: int) -> list[int]:

@@ -5,15 +5,15 @@ Each program has a folder of its own in the cache, named with its version, which
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+from deploy.processes import locked
 
 _HERE = Path(__file__).parent
 KAFKA_VERSION = "4.4.0"
@@ -98,7 +98,7 @@ def need_programs(programs: Mapping[str, str], tell: Tell) -> None:
     if os.getuid() != 0 or shutil.which("apt-get") is None:
         raise NotInstalled(f"{', '.join(missing)} missing; install with: sudo {' '.join(command)}")
     tell(f"installing {', '.join(missing)} with apt-get")
-    with _locked("apt"):
+    with locked(cache_folder() / ".apt.lock"):
         quiet = {"DEBIAN_FRONTEND": "noninteractive"}
         _run(["apt-get", "update", "-qq"], env=quiet)
         _run(command, env=quiet)
@@ -129,7 +129,7 @@ def _installed(name: str, install: Callable[[Path], None]) -> Path:
     target = cache_folder() / name
     if target.exists():
         return target
-    with _locked(name):
+    with locked(cache_folder() / f".{name}.lock"):
         if not target.exists():
             folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{name}-"))
             try:
@@ -140,18 +140,6 @@ def _installed(name: str, install: Callable[[Path], None]) -> Path:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
     return target
-
-
-@contextmanager
-def _locked(name: str) -> Iterator[None]:
-    folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / f".{name}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _path() -> str:

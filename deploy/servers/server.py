@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit, urlunsplit
 
-from deploy.processes import LOG_TAIL, Daemon
+from deploy.processes import LOG_TAIL, Daemon, locked
 from deploy.servers.install import NotInstalled
 from deploy.servers.kinds import KINDS
 
@@ -55,15 +55,19 @@ class Server(Daemon):
         return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
     def start(self) -> Self:
-        """Install, start and wait until it works, unless it does already; one that does not is killed.
+        """Install, start and wait until it works, unless it does already; one that does not is killed. Two who start it take turns.
 
         Raises `ServerFailed`, `NotInstalled`.
         """
+        with locked(self.folder / "start.lock"):
+            return self._start()
+
+    def _start(self) -> Self:
         if self.pid is not None:
+            self.recall_ports()
             self.wait_ready()
             return self
         program = self.kind.install(self._tell)
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.choose_ports(self.kind.ports)
         self._tell("starting")
         try:

@@ -9,6 +9,7 @@ import signal
 import sys
 import urllib.request
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,6 +61,16 @@ def test_is_found_again_and_keeps_its_ports(web: Path) -> None:
         assert Server("web", web).start().ports == server.ports
         assert server.pid != first
     assert Server("web", web).pid is None
+
+
+def test_two_who_start_it_at_once_get_one(web: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        servers = list(pool.map(lambda _turn: Server("web", web).start(), range(4)))
+    try:
+        assert sum(server.started_here for server in servers) == 1
+        assert len({(server.pid, server.ports["http"]) for server in servers}) == 1
+    finally:
+        servers[0].kill()
 
 
 def test_a_process_whose_first_thread_ended_is_not_gone(tmp_path: Path) -> None:
