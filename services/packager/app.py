@@ -47,6 +47,7 @@ def create_part(settings: PackagerSettings, ports: Ports) -> Part:
         limits=limits,
         environments=Environments(settings.environments, settings.wheels_dir),
         levels=[*SAFE, Level.UNSAFE] if settings.unsafe_without_sandbox else SAFE,
+        warm_s=settings.warm_seconds,
         at_once=settings.jobs_at_once,
         tool_version=version("latebind-server"),
     )

@@ -1,4 +1,4 @@
-"""Runs one-shot children on behalf of the service: a folder each, limits, a deadline, and nothing left behind.
+"""Runs children on behalf of the service, one per job: a folder each, limits, a deadline, and nothing left behind.
 
 The service's side of the wall: it has credentials, so it parses no model. It copies nothing out of a child's folder but the answer
 and named regular files, opened without following links and capped in size. What a child can reach is decided in `isolation`.
@@ -13,7 +13,7 @@ import secrets
 import shutil
 import socket
 import stat
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,18 +23,22 @@ from structlog import get_logger
 
 from kit.workers import CannotStart
 from services.packager.answer import parse_answer
-from services.packager.converters import CONVERTERS, STEPS
+from services.packager.converters import CONVERTERS, STEPS, WARM
 from services.packager.environments import EnvironmentFailed, Environments
 from services.packager.errors import ModelRejected, Reason
 from services.packager.isolation import cage, landlock
 from services.packager.isolation.cage import Level
 from services.packager.isolation.folders import clean_up, remove
-from services.packager.isolation.process import OnStep, talk
+from services.packager.isolation.namespaces import JOBS
+from services.packager.isolation.parents import Parent, ParentLost, Parents
+from services.packager.isolation.process import Child, OnStep, start, talk
 from services.packager.progress import EXAMINING
 
 #: The levels that are taken without being told to.
 SAFE = (Level.STRONG, Level.FALLBACK)
 _PROBE_S = 30.0
+#: How long a warm parent stays without work unless told otherwise.
+WARM_S = 60.0
 
 #: Called with a line for people while a converter environment is made.
 Tell = Callable[[str], None]
@@ -119,6 +123,12 @@ class Workspace:
         self.close()
         self.out = out
 
+    def clear(self) -> None:
+        """Make `out` and `tmp` empty, for a second try."""
+        for name in ("out", "tmp"):
+            remove(self.folder / name)
+            (self.folder / name).mkdir(mode=0o700)
+
     def close(self) -> None:
         """Let go of the folder that the last child wrote into. Where it lay in memory only, it is gone then."""
         if self.out >= 0:
@@ -126,14 +136,35 @@ class Workspace:
         self.out = -1
 
 
-class Sandbox:
-    """Starts children. Made by `open_sandbox`."""
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What one child is to do."""
 
-    def __init__(self, folder: Path, limits: Limits, environments: Environments, level: Level) -> None:
+    job: Mapping[str, Any]
+    limits: Limits
+    steps: Collection[str] = ()
+    on_step: OnStep = lambda _step: None
+
+
+class Sandbox:
+    """Starts children: of warm parents where they can be had, otherwise each on its own. Made by `open_sandbox`."""
+
+    def __init__(self, folder: Path, limits: Limits, environments: Environments, level: Level, warm_s: float) -> None:
         self._folder = folder
         self.level = level
         self._environments = environments
         self.limits = limits
+        self._parents = Parents(folder, level, warm_s, self._fault_of_parent) if warm_s and level is not Level.UNSAFE else None
+
+    @property
+    def warm_parents(self) -> int:
+        """How many warm parents there are now."""
+        return 0 if self._parents is None else self._parents.count
+
+    async def close(self) -> None:
+        """End the warm parents."""
+        if self._parents is not None:
+            await self._parents.close()
 
     @asynccontextmanager
     async def workspace(self) -> AsyncIterator[Workspace]:
@@ -194,7 +225,7 @@ class Sandbox:
                 f"The server could not make its converter environment {row.environment}; its log says why. "
                 f"Its operator tries `latebindd prefetch {row.environment}`; then commit again.",
             ) from error
-        runtime = cage.converter(environment.python, environment.folder)
+        runtime = cage.converter(environment.python, environment.folder, WARM[row.environment])
         raw = await self._run(workspace, runtime, {"function": function, "job": dict(job)}, STEPS, on_step, seconds=seconds)
         result = parse_answer(raw).get("result")
         if not isinstance(result, dict):
@@ -209,17 +240,25 @@ class Sandbox:
             return "bubblewrap (bwrap) is not installed"
         if self.level is Level.FALLBACK and (abi := landlock.abi()) < landlock.LEAST_ABI:
             return f"the kernel has Landlock {abi}; needed is {landlock.LEAST_ABI} (Linux 6.2)"
-        # In a namespace of its own the child may have the number that this process has in a container.
-        process = None if self.level is Level.STRONG and os.getpid() == 1 else os.getpid()
-        job = {"canary": str(self._folder / "lock"), "process": process}
         try:
             async with self.workspace() as workspace:
-                answer = parse_answer(await self._run(workspace, cage.probe(), job, (), lambda _step: None, seconds=_PROBE_S))
-                workspace.take("probe", "probe", 16)
+                return await _walls(self._one_shot(workspace, cage.probe(), self._probe()), workspace)
         except ModelRejected as rejected:
             return f"a child does not start ({rejected.detail})"
-        reached = answer.get("reached")
-        return None if reached == [] else f"a child could reach {reached}"
+
+    async def _fault_of_parent(self, parent: Parent) -> str | None:
+        """Say in which way children of a warm parent are less shut in than they have to be."""
+        try:
+            async with self.workspace() as workspace:
+                return await _walls(self._forked(workspace, parent, self._probe(), probe=True), workspace)
+        except (ModelRejected, ParentLost) as error:
+            return f"its child does not start ({error!r})"
+
+    def _probe(self) -> _Task:
+        # In a namespace of its own the child may have the number that this process has in a container.
+        process = None if self.level is Level.STRONG and os.getpid() == 1 else os.getpid()
+        job = {"canaries": [str(self._folder / "lock"), f"{JOBS}/lock"], "process": process}
+        return _Task(job, replace(self.limits, seconds=_PROBE_S))
 
     async def _run(
         self,
@@ -231,35 +270,48 @@ class Sandbox:
         *,
         seconds: float | None = None,
     ) -> bytes:
-        limits = self.limits if seconds is None else replace(self.limits, seconds=seconds)
+        task = _Task(job, self.limits if seconds is None else replace(self.limits, seconds=seconds), steps, on_step)
+        if self._parents is not None:
+            async with self._parents.lend(runtime) as parent:
+                if parent is not None:
+                    try:
+                        return await self._forked(workspace, parent, task)
+                    except ParentLost:
+                        log.warning("a warm parent was lost; its job is done by a child of its own", job=workspace.folder.name)
+                        await asyncio.to_thread(workspace.clear)
+        return await self._one_shot(workspace, runtime, task)
+
+    async def _forked(self, workspace: Workspace, parent: Parent, task: _Task, *, probe: bool = False) -> bytes:
+        """Do a task in a child of a warm parent. Raises `ParentLost` too."""
+        async with parent.child(workspace.folder, task.limits.for_child(), probe=probe) as child:
+            try:
+                return await _talk(child, workspace, task)
+            finally:
+                workspace.hold(child.out if self.level is Level.STRONG else _own_out(workspace))
+
+    async def _one_shot(self, workspace: Workspace, runtime: cage.Runtime, task: _Task) -> bytes:
+        """Do a task in a child that is started for it."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         strong = self.level is Level.STRONG
         try:
-            return await talk(
-                cage.command(self.level, runtime, workspace.folder, limits.for_child(), theirs.fileno() if strong else None),
-                workspace.folder,
-                job,
-                seconds=limits.seconds,
-                disk_bytes=limits.disk_bytes,
-                processes=limits.processes,
-                steps=steps,
-                on_step=on_step,
-                handover=theirs if strong else None,
-            )
+            command = cage.command(self.level, runtime, workspace.folder, task.limits.for_child(), theirs.fileno() if strong else None)
+            child = await start(command, workspace.folder, task.limits.processes, theirs if strong else None)
+            return await _talk(child, workspace, task)
         finally:
             theirs.close()
             with ours:
-                workspace.hold(
-                    _received(ours) if strong else os.open(workspace.folder / "out", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                )
+                workspace.hold(_received(ours) if strong else _own_out(workspace))
 
 
 @asynccontextmanager
-async def open_sandbox(scratch: Path, limits: Limits, environments: Environments, levels: Sequence[Level] = SAFE) -> AsyncIterator[Sandbox]:
+async def open_sandbox(
+    scratch: Path, limits: Limits, environments: Environments, levels: Sequence[Level] = SAFE, *, warm_s: float = WARM_S
+) -> AsyncIterator[Sandbox]:
     """Open a sandbox below `scratch`, at the first of `levels` that holds on this machine: each is tried for real.
 
-    Folders that a killed process left below `scratch` are removed, those of living ones are not touched.
+    Folders that a killed process left below `scratch` are removed, those of living ones are not touched. A warm parent ends when it had
+    no work for `warm_s` seconds; with 0 there is none, and each child is started on its own.
 
     Raises:
         NoSandbox: none of the levels holds.
@@ -272,17 +324,45 @@ async def open_sandbox(scratch: Path, limits: Limits, environments: Environments
         fcntl.flock(lock, fcntl.LOCK_EX)
         faults = {}
         for level in levels:
-            sandbox = Sandbox(folder, limits, environments, level)
+            sandbox = Sandbox(folder, limits, environments, level, warm_s)
             faults[level] = fault = await sandbox.fault()
             if fault is None:
                 break
             log.info("a sandbox level is not to be had here", level=level, reason=fault)
         else:
             raise NoSandbox(faults)
-        yield sandbox
+        try:
+            yield sandbox
+        finally:
+            await asyncio.shield(asyncio.ensure_future(sandbox.close()))
     finally:
         await asyncio.to_thread(remove, folder)
         os.close(lock)
+
+
+async def _talk(child: Child, workspace: Workspace, task: _Task) -> bytes:
+    limits = task.limits
+    return await talk(
+        child,
+        workspace.folder,
+        task.job,
+        seconds=limits.seconds,
+        disk_bytes=limits.disk_bytes,
+        steps=task.steps,
+        on_step=task.on_step,
+    )
+
+
+async def _walls(talk: Awaitable[bytes], workspace: Workspace) -> str | None:
+    """Say what a child that tried to get out could reach. Raises as `Sandbox.run`."""
+    answer = parse_answer(await talk)
+    workspace.take("probe", "probe", 16)
+    reached = answer.get("reached")
+    return None if reached == [] else f"a child could reach {reached}"
+
+
+def _own_out(workspace: Workspace) -> int:
+    return os.open(workspace.folder / "out", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _received(channel: socket.socket) -> int:

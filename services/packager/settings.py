@@ -23,6 +23,7 @@ class PackagerSettings(Settings):
     job_seconds: float = 120.0
     child_memory_mb: int = 4096
     child_disk_mb: int = 512
+    warm_seconds: float = 60.0
     scratch_dir: Path | None = None
     environments_dir: Path | None = None
     wheels_dir: Path | None = None

@@ -33,6 +33,7 @@ PACKAGER_METRICS = (
     Metric("latebind_packager_job_seconds", "histogram", "Time from a claim to the end of the job."),
     Metric("latebind_packager_running_jobs", "gauge", "Jobs that run now."),
     Metric("latebind_packager_queued_jobs", "gauge", "Jobs that wait, of all accounts."),
+    Metric("latebind_packager_warm_parents", "gauge", "Processes that hold a runtime's libraries ready for children."),
 )
 
 _LOOK_S = 1.0
@@ -99,13 +100,14 @@ class JobRunner(Worker):
         limits: Limits,
         environments: Environments,
         levels: Sequence[Level],
+        warm_s: float,
         at_once: int,
         tool_version: str,
     ) -> None:
         metrics.register(*PACKAGER_METRICS)
         self._service, self._blobs, self._signer, self._clock, self._metrics = service, blobs, signer, clock, metrics
         self._holder, self._scratch, self._limits, self._at_once, self._tool_version = holder, scratch, limits, at_once, tool_version
-        self._environments, self._levels = environments, levels
+        self._environments, self._levels, self._warm_s = environments, levels, warm_s
         self._level: Level | None = None
 
     async def prepare(self) -> None:
@@ -120,7 +122,7 @@ class JobRunner(Worker):
     async def run(self, stop: Stop) -> None:
         """Claim and run jobs until the stop; those that do not end soon after it go back to the queue."""
         await self._service.take_over(self._holder)
-        async with open_sandbox(self._scratch, self._limits, self._environments, self._levels) as sandbox:
+        async with open_sandbox(self._scratch, self._limits, self._environments, self._levels, warm_s=self._warm_s) as sandbox:
             self._level = sandbox.level
             results = Results(self._service, self._blobs, {"latebind-server": self._tool_version, **_engines()})
             packer = Packer(self._blobs, self._signer, sandbox, results, self._tool_version)
@@ -135,6 +137,7 @@ class JobRunner(Worker):
                         await stop.unless(self._next(running))
                     self._metrics.gauge("latebind_packager_running_jobs", len(running))
                     self._metrics.gauge("latebind_packager_queued_jobs", await self._service.queued())
+                    self._metrics.gauge("latebind_packager_warm_parents", sandbox.warm_parents)
                 if running:
                     await asyncio.wait(running, timeout=_STOP_GRACE_S)
             finally:

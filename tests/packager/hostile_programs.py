@@ -130,7 +130,7 @@ def reads_the_environment_of_its_parents() -> Any:
 def has_an_environment_with_secrets() -> Any:
     # The control: what the child has of its own must be nothing but what entry.py sets.
     known = {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"}
-    known |= {"TF_CPP_MIN_LOG_LEVEL", "HOME", "TMPDIR", "PWD", "LC_CTYPE"}
+    known |= {"TF_CPP_MIN_LOG_LEVEL", "ORT_DISABLE_TELEMETRY", "HOME", "TMPDIR", "PWD", "LC_CTYPE"}
     return sorted(set(os.environ) - known) or None
 
 

@@ -187,6 +187,25 @@ async def test_no_message_carries_a_path_of_the_server(examine: Examiner, sandbo
         assert "/in/" not in caught.value.detail
 
 
+async def test_two_children_of_one_parent_share_no_random_numbers(sandbox: Sandbox) -> None:
+    """Otherwise a replay would not notice a model that makes noise once per process."""
+    noise = [m.onnx_node("RandomNormal", [], ["noise"], shape=[1, 4]), m.onnx_node("Add", ["x", "noise"], ["y"])]
+    model = m.OnnxModel(noise, [m.onnx_value("x", "float32", [1, 4])], [m.onnx_value("y", "float32", [1, 4])])
+    found = []
+    for _ in range(2):
+        async with sandbox.workspace() as workspace:
+            workspace.path("0").write_bytes(bytes(model))
+            job = {
+                "task": "reference", "format": "onnx", "graph": "in/0", "data": {}, "samples": None, "seconds": 30,
+                "inputs": [{"called": "x", **tensor("x", "float32", [1, 4])}],
+                "outputs": [{"called": "y", **tensor("y", "float32", [1, 4])}],
+            }  # fmt: skip
+            parse_answer(await sandbox.run(workspace, job, lambda _step: None))
+            found.append(arrays(workspace.take("reference.npz", "reference.npz", 2**20).read_bytes())["y"])
+    assert sandbox.warm_parents == 1
+    assert not np.array_equal(*found)
+
+
 async def test_a_replay_in_a_second_process_agrees_and_notices_another_model(examine: Examiner, sandbox: Sandbox) -> None:
     await examine(m.onnx_add(constant=1.0))
     golden = examine.golden

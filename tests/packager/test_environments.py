@@ -146,4 +146,6 @@ async def test_every_environment_imports_its_tools_inside_the_sandbox(sandbox: S
         result = await sandbox.convert(workspace, function, {"modules": modules}, steps.append, lambda _text: None)
     assert steps == ["importing"]
     assert list(result["imported"]) == modules
+    # What a warm parent imports may leave no thread and no shared memory behind.
+    assert sandbox.warm_parents == 1
     assert result["python"] == ".".join(map(str, sys.version_info[:3]))

@@ -79,10 +79,10 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[di
 
 
 @asynccontextmanager
-async def two_jobs(tmp_path: Path, level: Level) -> AsyncIterator[tuple[Sandbox, Workspace, Workspace]]:
+async def two_jobs(tmp_path: Path, level: Level, warm: bool) -> AsyncIterator[tuple[Sandbox, Workspace, Workspace]]:
     limits = Limits(seconds=60, memory_bytes=2**30, disk_bytes=16 * 2**20)
     async with (
-        open_sandbox(tmp_path / "scratch", limits, environments(), [level]) as sandbox,
+        open_sandbox(tmp_path / "scratch", limits, environments(), [level], warm_s=60 if warm else 0) as sandbox,
         sandbox.workspace() as mine,
         sandbox.workspace() as other,
     ):
@@ -93,18 +93,23 @@ async def two_jobs(tmp_path: Path, level: Level) -> AsyncIterator[tuple[Sandbox,
         yield sandbox, mine, other
 
 
-async def attack(tmp_path: Path, level: Level, surroundings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+async def attack(
+    tmp_path: Path, level: Level, surroundings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, *, warm: bool
+) -> dict[str, Any]:
     monkeypatch.setattr(module.cage, "engine", hostile(BODY))
-    async with two_jobs(tmp_path, level) as (sandbox, mine, other):
+    async with two_jobs(tmp_path, level, warm) as (sandbox, mine, other):
         job = {**surroundings, "other_job": str(other.path("0")), "in_memory": level is Level.STRONG}
-        return parse_answer(await sandbox.run(mine, job, lambda _step: None))
+        answer = parse_answer(await sandbox.run(mine, job, lambda _step: None))
+        assert sandbox.warm_parents == warm
+        return answer
 
 
+@pytest.mark.parametrize("warm", [True, False], ids=["warm", "one-shot"])
 @pytest.mark.parametrize("level", safe_levels())
 async def test_hostile_code_gets_nothing(
-    tmp_path: Path, surroundings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, level: Level
+    tmp_path: Path, surroundings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, level: Level, warm: bool
 ) -> None:
-    answer = await attack(tmp_path, level, surroundings, monkeypatch)
+    answer = await attack(tmp_path, level, surroundings, monkeypatch, warm=warm)
     assert len(answer["tried"]) >= 80
     assert answer["got"] == {}
     assert answer["looked"] == {}
@@ -117,7 +122,7 @@ async def test_without_walls_the_same_programs_succeed(
     tmp_path: Path, surroundings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The control of the test above."""
-    answer = await attack(tmp_path, Level.UNSAFE, surroundings, monkeypatch)
+    answer = await attack(tmp_path, Level.UNSAFE, surroundings, monkeypatch, warm=False)
     failed = set(answer["tried"]) - answer["got"].keys()
     if os.getuid() == 0:
         assert failed <= NEVER, failed
@@ -126,9 +131,10 @@ async def test_without_walls_the_same_programs_succeed(
         assert len(answer["got"]) >= 30
 
 
+@pytest.mark.parametrize("warm", [True, False], ids=["warm", "one-shot"])
 @pytest.mark.parametrize("level", safe_levels())
 async def test_interleaved_jobs_of_two_accounts_see_nothing_of_each_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: Level
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: Level, warm: bool
 ) -> None:
     """SEC-B9, small: 24 jobs, four at a time; each looks everywhere that it can reach for marks that are not its own."""
     body = """
@@ -151,15 +157,26 @@ for folder in ("in", "out", "tmp", ".", "..", "/", "/job", "/tmp", "/dev/shm", "
 import mmap
 fresh = mmap.mmap(-1, 2**24)
 look(fresh[:])
+# Its own memory, the inherited one included, around what Python allocated: a pipe says where there is none, instead of crashing.
+reading, writing = os.pipe()
+libc = __import__("ctypes").CDLL(None)
+libc.write.argtypes = [__import__("ctypes").c_int, __import__("ctypes").c_void_p, __import__("ctypes").c_size_t]
+libc.sbrk.restype = __import__("ctypes").c_void_p
+pages = 0
+for middle in (id(seen), id(fresh), id(os), id(job), libc.sbrk(0)):
+    for page in range((middle >> 12) - 2048, (middle >> 12) + 2048):
+        if libc.write(writing, page << 12, 4096) == 4096:
+            look(os.read(reading, 4096))
+            pages += 1
 own = job["mark"].encode()
 open("out/result", "wb").write(own * 1000)
 open("tmp/left", "wb").write(own * 1000)
-return {"ok": True, "seen": sorted(one.decode() for one in seen), "empty": os.listdir("tmp") == ["left"]}
+return {"ok": True, "seen": sorted(one.decode() for one in seen), "empty": os.listdir("tmp") == ["left"], "pages": pages}
 """
     monkeypatch.setattr(module.cage, "engine", hostile(body))
     chance = random.Random(20261130)
     turn = asyncio.Semaphore(4)
-    async with open_sandbox(tmp_path / "scratch", Limits(seconds=60), environments(), [level]) as sandbox:
+    async with open_sandbox(tmp_path / "scratch", Limits(seconds=60), environments(), [level], warm_s=60 if warm else 0) as sandbox:
 
         async def one(mark: str) -> None:
             async with turn, sandbox.workspace() as workspace:
@@ -169,9 +186,11 @@ return {"ok": True, "seen": sorted(one.decode() for one in seen), "empty": os.li
                 answer = parse_answer(await sandbox.run(workspace, job, lambda _step: None))
                 assert answer["seen"] == [mark]
                 assert answer["empty"]
+                assert answer["pages"] > 500
                 assert workspace.take("result", "result", 2**20).read_bytes() == mark.encode() * 1000
 
         await asyncio.gather(*(one(f"mark-of-{'ab'[number % 2] * 4}-{number}") for number in range(24)))
+        assert sandbox.warm_parents == warm
 
 
 def test_every_denied_call_has_one_number_per_machine() -> None:

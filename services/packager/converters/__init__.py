@@ -71,6 +71,13 @@ CONVERTERS = {
     "sk_to_onnx": Converter("sk", "from_sklearn"),
 }
 
+#: What the warm parent of each environment imports, so that conversions find it there.
+WARM = {
+    "onnx": ("services.packager.converters.onnx_variants", "services.packager.converters.onnx_quantise", "onnxslim"),
+    "tf": ("services.packager.converters.from_tensorflow",),
+    "sk": ("services.packager.converters.from_sklearn", "skl2onnx", "onnxmltools", "skops.io", "xgboost", "lightgbm"),
+}
+
 
 class Refusal(Exception):
     """The upload cannot be converted. `reason` is a name of `errors.Reason`, `detail` is for the model's owner."""

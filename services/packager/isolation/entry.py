@@ -2,7 +2,8 @@
 
 Started as `main(module)` with the settings as JSON in argv[1]: `limits` for itself; `handover`, the socket that the folder `out` is
 handed to the service through (where only this process sees it); `read`, the files that Landlock leaves it besides `out` and `tmp`;
-`filter`, whether system calls are filtered. Nothing that reads a model is imported before the rights are gone.
+`filter`, whether system calls are filtered; `channel`, what makes it a warm parent (`warm.py` has the settings of one). Nothing that
+reads a model is imported before the rights are gone, and no job is read by a process that still has them.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, NoReturn
 
-from services.packager.isolation import landlock, seccomp
+from services.packager.isolation import landlock, probe, seccomp, warm
 from services.packager.isolation.limits import limit_self
 
-#: Environment that keeps numeric libraries from starting a thread per core.
+#: Environment that keeps libraries from starting a thread per core, and from what is no business of theirs.
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -28,6 +29,8 @@ _ENVIRONMENT = {
     "TF_NUM_INTRAOP_THREADS": "1",
     "TF_NUM_INTEROP_THREADS": "1",
     "TF_CPP_MIN_LOG_LEVEL": "2",
+    # ONNX Runtime reports to its maker from 1.29 on: a thread, a database in shared memory, and calls that no child can make.
+    "ORT_DISABLE_TELEMETRY": "1",
     "HOME": "tmp",
     "TMPDIR": "tmp",
 }
@@ -42,17 +45,37 @@ def main(module: str) -> NoReturn:
 
 
 def serve(load: Callable[[], Answer]) -> NoReturn:
-    """Limit this process, then answer the job on stdin with the function that `load` returns. Ends the process."""
+    """Limit this process, then answer the job on stdin with the function that `load` returns. Ends the process.
+
+    With a `channel` in the settings it becomes a warm parent instead: each of its children does that, for a job of its own.
+    """
     settings = json.loads(sys.argv[1])
+    os.environ.update(_ENVIRONMENT)
+    if settings["channel"] is not None:
+
+        def work(request: Mapping[str, Any]) -> int:
+            _confine(request["limits"], settings)
+            return _reply((lambda: probe.answer) if request["probe"] else load)
+
+        warm.serve(settings, work)
     _hand_over(settings["handover"])
-    limit_self(settings["limits"])
+    _confine(settings["limits"], settings)
+    os._exit(_reply(load))
+
+
+def _confine(limits: Mapping[str, int], settings: Mapping[str, Any]) -> None:
+    """Take every right away that a job does not need, for good."""
+    limit_self(limits)
     if settings["filter"]:
         landlock.drop_capabilities()
     if settings["read"] is not None:
         landlock.restrict(settings["read"], ["out", "tmp"])
     if settings["filter"]:
         seccomp.install()
-    os.environ.update(_ENVIRONMENT)
+
+
+def _reply(load: Callable[[], Answer]) -> int:
+    """Answer the job on stdin with a line of JSON on stdout. Returns the exit status."""
     # What libraries print must not mix with the answer.
     answer_to = os.dup(1)
     os.dup2(2, 1)
@@ -61,10 +84,10 @@ def serve(load: Callable[[], Answer]) -> NoReturn:
     except Exception:
         traceback.print_exc()
         sys.stderr.flush()
-        os._exit(3)
+        return 3
     while data:
         data = data[os.write(answer_to, data) :]
-    os._exit(0)
+    return 0
 
 
 def _hand_over(handle: int | None) -> None:

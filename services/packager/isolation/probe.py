@@ -15,12 +15,13 @@ from typing import Any
 def answer(job: dict[str, Any]) -> dict[str, Any]:
     """Return `{"ok": true, "reached": […]}` with what could be reached; it is empty where the walls hold.
 
-    `job`: `canary` is a file that the service can read, `process` the service's process id, or None.
+    `job`: `canaries` are places where the service, or a warm parent, finds a file; `process` is the service's process id, or None.
     """
     reached = []
-    with contextlib.suppress(OSError):
-        Path(job["canary"]).read_bytes()
-        reached.append("a file of the service")
+    for canary in job["canaries"]:
+        with contextlib.suppress(OSError):
+            Path(canary).read_bytes()
+            reached.append("a file of the service")
     for path in (__file__, os.__file__):
         with contextlib.suppress(OSError), Path(path).open("ab"):
             reached.append("its own code, to write")
@@ -33,6 +34,9 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
         with contextlib.suppress(OSError):
             list(Path(f"/proc/{job['process']}/fd").iterdir())
             reached.append("the service's descriptors")
+    with contextlib.suppress(OSError):
+        os.kill(os.getppid(), 0)
+        reached.append("its guard")
     with contextlib.suppress(OSError):
         if os.fork() == 0:
             os._exit(0)

@@ -15,7 +15,7 @@ import socket
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from services.packager.answer import MAX_ANSWER_BYTES
 from services.packager.errors import ModelRejected, Reason
@@ -26,48 +26,52 @@ OnStep = Callable[[str], None]
 
 _ROOT = Path(__file__).resolve().parents[3]
 # Isolated mode takes neither the folder nor PYTHONPATH, so the guard is told where our code is.
-_GUARD = f"import sys; sys.path.insert(0, {str(_ROOT)!r}); from services.packager.guard import main; main()"
+_GUARD = f"import sys; sys.path.insert(0, {str(_ROOT)!r}); from services.packager.isolation.guard import main; main()"
 
 _MAX_CONSOLE_BYTES = 64 * 1024
-_GRACE_S = 1.5
+#: How long a guard may take to clean up before it is killed itself.
+GRACE_S = 1.5
 _WATCH_S = 0.25
 
 
+class Child(Protocol):
+    """One child that was started and waits for its job."""
+
+    #: What it writes: its answer, and what it prints.
+    answer: asyncio.StreamReader
+    console: asyncio.StreamReader
+
+    async def begin(self, job: bytes) -> None:
+        """Hand the job over. A child that is gone already is not told; it shows in `wait`."""
+        ...
+
+    async def wait(self) -> int:
+        """Wait for the end of the child and return its exit status; 128 + signal when it was killed."""
+        ...
+
+    async def end(self) -> None:
+        """Make sure that the child and all it started are gone."""
+        ...
+
+
 async def talk(
-    command: Sequence[str],
-    folder: Path,
-    job: Mapping[str, Any],
-    *,
-    seconds: float,
-    disk_bytes: int,
-    processes: int,
-    steps: Collection[str],
-    on_step: OnStep,
-    handover: socket.socket | None = None,
+    child: Child, folder: Path, job: Mapping[str, Any], *, seconds: float, disk_bytes: int, steps: Collection[str], on_step: OnStep
 ) -> bytes:
-    """Run `command` below a guard, in `folder`, and return its answer, which nobody has checked yet.
+    """Give a child its job and return its answer, which nobody has checked yet. The child is gone when this returns or raises.
 
     Args:
-        command: the child, started with an empty environment; the job arrives at its stdin.
-        folder: its current folder, watched for what it writes.
+        child: just started.
+        folder: its folder, watched for what it writes.
         job: anything that JSON can say.
         seconds: wall-clock time that it may take.
         disk_bytes: what it may write below `folder`.
-        processes: how many processes and threads it may have.
         steps: names that are passed on to `on_step` when the child says them.
         on_step: called with each of them.
-        handover: a socket that the child inherits under the same number.
 
     Raises:
         ModelRejected: it was killed, ran out of time, memory or disk, or answered too much.
     """
-    given = None if handover is None else handover.fileno()
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-I", "-S", "-B", "-c", _GUARD, str(os.getpid()), json.dumps([list(command), processes, given]),
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        cwd=folder, env={}, start_new_session=True, pass_fds=[] if given is None else [given],
-    )  # fmt: skip
-    task = asyncio.ensure_future(_talk(process, json.dumps(job).encode(), steps, on_step))
+    task = asyncio.ensure_future(_talk(child, json.dumps(job).encode(), steps, on_step))
     watch = asyncio.ensure_future(_watch(folder, used(folder) + disk_bytes))
     try:
         done, _ = await asyncio.wait({task, watch}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -78,23 +82,87 @@ async def talk(
         answer, status, console = task.result()
     finally:
         # Shielded: a second cancellation must not leave the child alone.
-        await asyncio.shield(asyncio.ensure_future(_end(process, task, watch)))
+        await asyncio.shield(asyncio.ensure_future(_end(child, task, watch)))
     if status != 0:
         _died(status, seconds, console)
     return answer
 
 
-async def _talk(process: asyncio.subprocess.Process, job: bytes, steps: Collection[str], on_step: OnStep) -> tuple[bytes, int, str]:
+class OneShot:
+    """A process of its own, started for one job, below a guard. Made by `start`."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self._process = process
+        self.answer, self.console = process.stdout, process.stderr
+
+    async def begin(self, job: bytes) -> None:
+        """Hand the job over."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._process.stdin.write(job)
+            await self._process.stdin.drain()
+        self._process.stdin.close()
+
+    async def wait(self) -> int:
+        """Wait for the end."""
+        return await self._process.wait()
+
+    async def end(self) -> None:
+        """Ask the guard, then kill what is left of the session."""
+        await end_guarded(self._process)
+
+
+async def start(command: Sequence[str], folder: Path, processes: int, handover: socket.socket | None = None) -> OneShot:
+    """Start a one-shot child below a guard, in `folder`, with an empty environment.
+
+    Args:
+        command: reads its job from stdin.
+        folder: its current folder.
+        processes: how many processes and threads it may have.
+        handover: a socket that the child inherits under the same number.
+    """
+    return OneShot(await start_guarded(command, folder, processes, handover, asyncio.subprocess.PIPE))
+
+
+async def start_guarded(
+    command: Sequence[str], folder: Path, processes: int, handover: socket.socket | None, streams: int
+) -> asyncio.subprocess.Process:
+    """Start a command below a guard (`guard.py`). Arguments as of `start`; `streams`: what stdin, stdout and stderr become."""
+    given = None if handover is None else handover.fileno()
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-I", "-S", "-B", "-c", _GUARD, str(os.getpid()), json.dumps([list(command), processes, given]),
+        stdin=streams, stdout=streams, stderr=streams, cwd=folder, env={}, start_new_session=True,
+        pass_fds=[] if given is None else [given],
+    )  # fmt: skip
+
+
+async def end_guarded(process: asyncio.subprocess.Process) -> None:
+    """Make sure that a guard and everything below it is gone."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGCONT)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), GRACE_S)
+    if process.returncode is None or process.returncode < 0:
+        # The guard did not end by itself, so it has cleaned up nothing.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+
+
+async def _talk(child: Child, job: bytes, steps: Collection[str], on_step: OnStep) -> tuple[bytes, int, str]:
     """Hand the job over and read until the child has ended. Returns (answer, exit status, the start of what it printed)."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stderr is not None
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        process.stdin.write(job)
-        await process.stdin.drain()
-    process.stdin.close()
-    answer, console = await asyncio.gather(_read_answer(process.stdout), _read_console(process.stderr, steps, on_step))
-    return answer, await process.wait(), console
+    await child.begin(job)
+    console = asyncio.ensure_future(_read_console(child.console, steps, on_step))
+    try:
+        answer = await _read_answer(child.answer)
+        return answer, await child.wait(), await console
+    finally:
+        console.cancel()
+        await asyncio.gather(console, return_exceptions=True)
 
 
 async def _read_answer(stream: asyncio.StreamReader) -> bytes:
@@ -128,27 +196,16 @@ async def _watch(folder: Path, most: int) -> None:
         await asyncio.sleep(_WATCH_S)
 
 
-async def _end(process: asyncio.subprocess.Process, *tasks: asyncio.Future[Any]) -> None:
-    """Make sure that the child and all it started are gone: ask the guard, then kill what is left of the session."""
+async def _end(child: Child, *tasks: asyncio.Future[Any]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGTERM)
-            process.send_signal(signal.SIGCONT)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), _GRACE_S)
-    if process.returncode is None or process.returncode < 0:
-        # The guard did not end by itself, so it has cleaned up nothing.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+    await child.end()
     # The pipes close when they are read to their end.
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_GRACE_S):
-            for stream in (process.stdout, process.stderr):
-                while stream is not None and await stream.read(65_536):
+        async with asyncio.timeout(GRACE_S):
+            for stream in (child.answer, child.console):
+                while await stream.read(65_536):
                     pass
 
 

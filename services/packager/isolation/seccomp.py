@@ -58,6 +58,9 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
     "setresgid": (119, 149), "setfsuid": (122, 151), "setfsgid": (123, 152), "setgroups": (116, 159), "capset": (126, 91),
 }  # fmt: skip
 
+#: What a warm parent needs to make children: namespaces, mounts and the handing over of descriptors. Its children lose it.
+_OF_PARENTS = frozenset({"unshare", "mount", "umount2", "sendmsg", "capset"})
+
 #: These are looked at in detail.
 _CLONE, _CLONE3, _KILL, _TGKILL = (56, 220), (435, 435), (62, 129), (234, 131)
 _PRLIMIT, _SET_AFFINITY, _FCNTL, _IOCTL = (302, 261), (203, 122), (72, 25), (16, 29)
@@ -88,8 +91,8 @@ def supported(machine: str) -> bool:
     return machine in _MACHINES
 
 
-def program(machine: str, pid: int) -> list[Instruction]:
-    """Return the filter for a process with this id, the only one that it may signal.
+def program(machine: str, pid: int | None) -> list[Instruction]:
+    """Return the filter for a process with this id, the only one that it may signal; None: for a warm parent, which may fork and signal.
 
     Each instruction is (code, jump if true, jump if false, operand), as in `linux/filter.h`.
     """
@@ -102,12 +105,13 @@ def program(machine: str, pid: int) -> list[Instruction]:
         # The C library then takes clone, whose flags can be seen.
         (_EQUAL, 0, 1, _CLONE3[column]), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS),
     ]  # fmt: skip
-    for numbers in _DENIED.values():
-        if (number := numbers[column]) is not None:
+    for name, numbers in _DENIED.items():
+        if (number := numbers[column]) is not None and not (pid is None and name in _OF_PARENTS):
             code += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, no)]
-    code += _when(_CLONE[column], [_argument(0), (_ANY_BIT, 0, 1, _CLONE_THREAD), (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, no)])
-    for which, allowed in ((_KILL, [pid]), (_TGKILL, [pid]), (_PRLIMIT, [0, pid]), (_SET_AFFINITY, [0, pid])):
-        code += _when(which[column], [_argument(0), *_each(allowed, _ALLOW), (_RETURN, 0, 0, no)])
+    if pid is not None:
+        code += _when(_CLONE[column], [_argument(0), (_ANY_BIT, 0, 1, _CLONE_THREAD), (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, no)])
+        for which, allowed in ((_KILL, [pid]), (_TGKILL, [pid]), (_PRLIMIT, [0, pid]), (_SET_AFFINITY, [0, pid])):
+            code += _when(which[column], [_argument(0), *_each(allowed, _ALLOW), (_RETURN, 0, 0, no)])
     code += _when(_FCNTL[column], [_argument(1), *_each(_FCNTL_DENIED, no), (_RETURN, 0, 0, _ALLOW)])
     code += _when(_IOCTL[column], [_argument(1), *_each(_IOCTL_ALLOWED, _ALLOW), (_RETURN, 0, 0, _ERRNO | errno.ENOTTY)])
     return [*code, (_RETURN, 0, 0, _ALLOW)]
@@ -119,12 +123,12 @@ def denied(machine: str) -> dict[str, int]:
     return {name: number for name, numbers in _DENIED.items() if (number := numbers[column]) is not None}
 
 
-def install() -> None:
+def install(*, parent: bool = False) -> None:
     """Put the filter on every thread of this process, for good. Raises `SeccompUnavailable`."""
     machine = os.uname().machine
     if machine not in _MACHINES:
         raise SeccompUnavailable(f"no list of system calls for {machine}")
-    code = b"".join(struct.pack("=HBBI", *one) for one in program(machine, os.getpid()))
+    code = b"".join(struct.pack("=HBBI", *one) for one in program(machine, None if parent else os.getpid()))
     held = ctypes.create_string_buffer(code, len(code))
 
     class Program(ctypes.Structure):

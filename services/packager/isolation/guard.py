@@ -3,7 +3,8 @@
 What the service starts is the guard. It forks the worker before anything else is loaded, waits for it, and kills whatever the worker
 left running, also what moved into another session, because the guard is the reaper of its descendants (`prctl(2)`). When the service
 dies, the kernel tells the guard, so that nothing goes on without an owner. It parses nothing and reads no input. Only Linux has all of
-it; elsewhere (a laptop) the worker and what stays in its process group are killed.
+it; elsewhere (a laptop) the worker and what stays in its process group are killed. A warm parent (`warm.py`) stands below one such
+guard, and forks another one for each of its jobs.
 """
 
 from __future__ import annotations
@@ -37,13 +38,14 @@ def main() -> None:
     sys.exit(guard(lambda: os.execve(command[0], command, {}), int(sys.argv[1]), most_threads))  # noqa: S606 - the command is the service's own
 
 
-def guard(work: Callable[[], int], parent: int, most_threads: int) -> int:
+def guard(work: Callable[[], int], parent: int, most_threads: int, stop: Callable[[], bool] = lambda: False) -> int:
     """Run `work` in a forked worker and return its exit status: what it returned, or 128 + signal.
 
     Args:
         work: called in the worker; its return value is the exit status.
-        parent: process id of the service; when it is not our parent any more, everything ends.
+        parent: process id of who started us; when it is not our parent any more, everything ends.
         most_threads: of the worker and all that it started. The kernel's own limit on processes does not hold root.
+        stop: asked every few moments; True ends everything.
     """
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -56,7 +58,7 @@ def guard(work: Callable[[], int], parent: int, most_threads: int) -> int:
     ended = None
     while os.getppid() == parent:
         ended = _reap(worker)
-        if ended is not None or _asked_to_stop():
+        if ended is not None or _asked_to_stop() or stop():
             break
         if _threads_below(worker) > most_threads:
             os.write(2, b"too many processes and threads\n")
