@@ -80,6 +80,10 @@ format: ## Format and fix what can be fixed
 fuzz: setup ## Send 10,000 malformed models through the packager's children; CASES=500 SEED=7 picks
 	@$(RUN)/python -m tests.packager.fuzz $(if $(CASES),--cases $(CASES)) $(if $(SEED),--seed $(SEED))
 
+.PHONY: corpus
+corpus: setup ## Package every valid model of the onnx package's test data, about half an hour; STRIDE=20 takes some
+	@$(RUN)/python -m tests.packager.corpus $(if $(STRIDE),--stride $(STRIDE))
+
 .PHONY: bench
 bench: setup ## Measure against peers; GOALS="R1 S1" picks some
 	@PATH="$(abspath $(dir $(UV))):$$PATH" $(RUN)/python -m bench $(GOALS)

@@ -4,8 +4,8 @@
 answer and the files in `out/`, and checks both.
 
 Job: `{"task": "inspect" | "replay", "graph": "in/0", "data": {name: "in/1"}, "inputs": [tensor] | null, "outputs": [tensor] | null,
-"golden": {"rtol", "atol"}, "gates": {…}, "seconds": 30}`. A replay also takes `format`; it runs the golden input again in a fresh
-process and measures the model for the gates (`measuring.py`). The jobs of sources are described in `sourcing.py`.
+"golden_input": "in/…" | null, "golden": {"rtol", "atol"}, "gates": {…}, "seconds": 30}`. A replay also takes `format`; it runs the golden
+input again in a fresh process and measures the model for the gates (`measuring.py`). The jobs of sources are described in `sourcing.py`.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def _inspect(job: Mapping[str, Any]) -> dict[str, Any]:
     engine, runner = load(found.format)
     step("running")
     from services.packager import probe as probing  # noqa: PLC0415 - numpy is loaded after the limits are set
+    from services.packager import samples  # noqa: PLC0415
     from services.packager.converters.arrays import write_npz  # noqa: PLC0415
 
     def run(feed: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,7 +66,8 @@ def _inspect(job: Mapping[str, Any]) -> dict[str, Any]:
             raise memory_error(error) from error
         return {name: engine.as_output(array) for name, array in results.items()}
 
-    result = probing.probe(run, inputs, outputs, found.precision, job["seconds"] / 2)
+    given = None if job["golden_input"] is None else samples.read_one(Path(job["golden_input"]), inputs)
+    result = probing.probe(run, inputs, outputs, found.precision, seconds=job["seconds"] / 2, given=given)
     step("writing")
     write_npz(GOLDEN_INPUT, result.inputs)
     write_npz(GOLDEN_OUTPUT, result.outputs)

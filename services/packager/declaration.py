@@ -127,11 +127,12 @@ class Declaration:
     source: SourceFiles | None = None
     calibration: File | None = None
     evaluation: EvaluationSet | None = None
+    golden_input: File | None = None
 
     @property
     def private_files(self) -> tuple[File, ...]:
-        """What packaging reads and no package carries."""
-        sets = (self.calibration, self.evaluation.file if self.evaluation else None)
+        """What packaging reads and no package carries as it is."""
+        sets = (self.calibration, self.evaluation.file if self.evaluation else None, self.golden_input)
         return (*(self.source.files if self.source else ()), *(one for one in sets if one is not None))
 
 
@@ -183,6 +184,7 @@ def _declaration(body: dict[str, Any]) -> Declaration:
         source,
         None if body.get("calibration") is None else _file(body["calibration"], "calibration"),
         _evaluation(body.get("evaluation")),
+        None if golden.get("input") is None else _file(golden["input"], "golden-input"),
     )
 
 

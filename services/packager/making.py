@@ -67,6 +67,8 @@ class Maker:
             await self._files.fetch(file, workspace.path(f"source/{file.path}"))
         if self._declaration.calibration is not None:
             await self._files.fetch(self._declaration.calibration, workspace.path("owners.npz"))
+        if self._declaration.golden_input is not None:
+            await self._files.fetch(self._declaration.golden_input, workspace.path("golden.npz"))
         prepared = await self._prepare(workspace)
         read = await self._read(workspace, prepared)
         if read.source.format != "onnx":
@@ -94,6 +96,7 @@ class Maker:
     async def _read(self, workspace: Workspace, prepared: Prepared) -> SourceAnswer:
         """Learn what the source is, and prepare the samples; ONNX and TFLite answer them in the engines here."""
         paths = prepared.paths
+        golden = None if self._declaration.golden_input is None else "in/golden.npz"
         job: dict[str, Any] = {
             "task": "source",
             "files": {path: f"in/source/{path}" for path in paths},
@@ -101,6 +104,7 @@ class Maker:
             "inputs": _tensors(self._declaration.inputs),
             "outputs": _tensors(self._declaration.outputs),
             "samples": None if self._declaration.calibration is None else "in/owners.npz",
+            "golden": golden,
         }
         on_step = self._progress.steps(EXAMINING, 0.02, 0.1)
         read = source_answer(await self._sandbox.run(workspace, job, on_step), paths)
@@ -116,6 +120,7 @@ class Maker:
                 "data": {path.rpartition("/")[2]: f"in/source/{path}" for path in paths if path != read.main},
                 **_ports(read.source),
                 "samples": _calibration(read),
+                "golden": golden,
                 "seconds": self._sandbox.limits.seconds,
             }
             parse_answer(await self._sandbox.run(workspace, run, on_step))

@@ -18,7 +18,7 @@ import numpy as np
 from services.packager.converters.arrays import read_npz
 from services.packager.domain import Tensor
 from services.packager.errors import ModelRejected, Reason
-from services.packager.probe import Run
+from services.packager.probe import Run, close
 from services.packager.samples import Columns, Evaluation, count, feeds, read_evaluation
 
 _SPEED_RUNS = 30
@@ -46,8 +46,10 @@ def measure(
         step: told what begins.
 
     Raises:
-        ModelRejected: the evaluation set does not fit the model, or outputs have other shapes than the source's.
+        ModelRejected: the evaluation set does not fit the model, the model does not run on samples, or outputs have other shapes than the
+            source's.
     """
+    run = _explained(run)
     parity = accuracy = None
     samples = {name: array[None] for name, array in golden.items()}
     if gates["reference"] is not None:
@@ -59,6 +61,18 @@ def measure(
         accuracy = evaluate(run, read_evaluation(Path(gates["evaluation"]), *ends), ends[1], gates["output"], tolerance)
     step("measuring")
     return {"samples": count(samples), "parity": parity, "accuracy": accuracy, "speed": speed(run, samples), "peak_mb": peak_mb()}
+
+
+def _explained(run: Run) -> Run:
+    def explained(feed: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return run(feed)
+        except (ModelRejected, MemoryError):
+            raise
+        except Exception as error:
+            raise ModelRejected(Reason.SAMPLES_INVALID, f"The model ran on its golden input, but not on a given sample: {error}") from error
+
+    return explained
 
 
 def compare(run: Run, samples: Columns, reference: Columns) -> list[dict[str, Any]]:
@@ -104,8 +118,8 @@ def evaluate(
     rtol, atol = tolerance
     if evaluation.labels is None:
         right = [
-            all(np.allclose(result[name], column[index], rtol=rtol, atol=atol) for name, column in evaluation.expected.items())
-            for index, result in enumerate(map(run, feeds(evaluation.inputs)))
+            close({name: result[name] for name in wanted}, wanted, rtol, atol)
+            for result, wanted in zip(map(run, feeds(evaluation.inputs)), feeds(evaluation.expected), strict=True)
         ]
         return {"metric": "agreement", "samples": len(right), "value": sum(right) / len(right)}
     name = _judged(outputs, output)
@@ -141,7 +155,7 @@ def _classes(scores: Any, count: int) -> Any:
 
 def speed(run: Run, samples: Columns) -> dict[str, Any]:
     """Return the median and 90th percentile of single runs in ms, one thread. A figure of this machine in this moment."""
-    feed = next(feeds(samples))
+    feed = next(feeds(samples), {})  # a model without inputs has no samples
     run(feed)
     times: list[float] = []
     started = time.perf_counter()

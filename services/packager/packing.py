@@ -147,7 +147,7 @@ class Packer:
             "files": [(file.path, file.sha256, file.size) for file in variant.files],
             "inputs": _tensors(declaration.inputs),
             "outputs": _tensors(declaration.outputs),
-            "golden": (declaration.rtol, declaration.atol),
+            "golden": (declaration.rtol, declaration.atol, declaration.golden_input and declaration.golden_input.sha256),
             "evaluation": None if evaluation is None else (evaluation.file.sha256, evaluation.output),
         }
         # What a source was converted to is compared with it each time: both were made just now.
@@ -168,6 +168,7 @@ class Packer:
                 "data": {file.name: places[file.path] for file in variant.data},
                 "inputs": _tensors(declaration.inputs if made is None else _with_ranges(made.inputs, declaration.inputs)),
                 "outputs": _tensors(declaration.outputs if made is None else made.outputs),
+                "golden_input": await _golden_input(files, declaration, workspace),
                 "seconds": self._sandbox.limits.seconds,
             }
             raw = await self._sandbox.run(workspace, task, on_step)
@@ -206,6 +207,14 @@ async def _fetch(files: Files, variant: Variant, workspace: Workspace) -> dict[s
         await files.fetch(file, workspace.path(str(number)))
         places[file.path] = f"in/{number}"
     return places
+
+
+async def _golden_input(files: Files, declaration: Declaration, workspace: Workspace) -> str | None:
+    """Put the owner's golden input beside the model."""
+    if declaration.golden_input is None:
+        return None
+    await files.fetch(declaration.golden_input, workspace.path("golden.npz"))
+    return "in/golden.npz"
 
 
 async def _gates(files: Files, declaration: Declaration, made: Made | None, workspace: Workspace) -> dict[str, Any]:

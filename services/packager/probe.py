@@ -34,6 +34,7 @@ _BATCH_NAMES = frozenset({"n", "b", "batch", "batch_size", "batchsize", "batch_d
 #: precision -> (rtol, atol per unit of the largest output). A device's arithmetic may differ from ours by this much.
 _TOLERANCES = {"fp32": (0.01, 0.001), "fp64": (0.01, 0.001), "fp16": (0.02, 0.01), "bf16": (0.05, 0.02)}
 _COARSE = (0.05, 0.02)
+_OR_GIVE = "; where only certain values make sense together, give them as golden.input"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +48,16 @@ class Probe:
     notes: tuple[str, ...]
 
 
-def probe(run: Run, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], precision: str, seconds: float) -> Probe:
-    """Find generated input on which the model runs to finite outputs, twice alike.
+def probe(
+    run: Run,
+    inputs: tuple[Tensor, ...],
+    outputs: tuple[Tensor, ...],
+    precision: str,
+    *,
+    seconds: float,
+    given: dict[str, Any] | None = None,
+) -> Probe:
+    """Find input on which the model runs to finite outputs, twice alike: the owner's, else generated.
 
     Args:
         run: runs the loaded model once.
@@ -56,23 +65,25 @@ def probe(run: Run, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], pre
         outputs: what it must give: every dimension that is a number is compared.
         precision: decides the tolerances.
         seconds: no new attempt starts after this long.
+        given: the owner's golden input; then nothing is generated.
 
     Raises:
         ModelRejected: no attempt ran, or the outputs are not finite, not repeatable, too large, or not what was declared.
     """
     started = time.monotonic()
     refusal: ModelRejected | None = None
-    for style, size in attempts(inputs):
+    usual = next(attempts(inputs))
+    for style, size in attempts(inputs) if given is None else [usual]:
         if refusal is not None and time.monotonic() - started > seconds:
             break
-        feed = generate(inputs, size, style)
+        feed = generate(inputs, size, style) if given is None else given
         try:
             first = _run(run, feed)
         except ModelRejected as error:
             # The first failure is the most telling one: later attempts use odder input.
             refusal = refusal or error
             continue
-        check_outputs(outputs, first)
+        check_outputs(outputs, first, generated=given is None)
         if not _finite(first):
             refusal = _not_finite(first)
             continue
@@ -85,7 +96,7 @@ def probe(run: Run, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], pre
                 "Two runs on the same input gave different outputs, so no device could check that it runs the model right. "
                 "Give random operators a seed, or make the noise an input.",
             )
-        notes = () if (style, size) == next(attempts(inputs)) else (f"ran on input generated as {style}, free dimensions of {size}",)
+        notes = () if (style, size) == usual else (f"ran on input generated as {style}, free dimensions of {size}",)
         return Probe(feed, first, rtol, atol, notes)
     assert refusal is not None
     raise refusal
@@ -106,7 +117,8 @@ def generate(inputs: tuple[Tensor, ...], size: int, style: str, sample: int = 0)
             raise ModelRejected(
                 Reason.TENSOR_TOO_LARGE, f"One set of inputs is larger than {MAX_INPUT_BYTES >> 20} MiB ({tensor.name}: {list(shape)})."
             )
-        feed[tensor.name] = _values(tensor, shape, index + sample * _STRIDE, style)
+        # A comparison of an array without dimensions gives no array.
+        feed[tensor.name] = np.asarray(_values(tensor, shape, index + sample * _STRIDE, style))
     return feed
 
 
@@ -136,8 +148,11 @@ def close(actual: Mapping[str, Any], expected: Mapping[str, Any], rtol: float, a
     return True
 
 
-def check_outputs(declared: tuple[Tensor, ...], outputs: Mapping[str, Any]) -> None:
-    """Compare what came out with what the model or its owner promised. Raises `ModelRejected` with OUTPUT_MISMATCH or TENSOR_TOO_LARGE."""
+def check_outputs(declared: tuple[Tensor, ...], outputs: Mapping[str, Any], *, generated: bool = False) -> None:
+    """Compare what came out with what the model or its owner promised. Raises `ModelRejected` with OUTPUT_MISMATCH or TENSOR_TOO_LARGE.
+
+    `generated`: the input was, and may be why.
+    """
     for tensor in declared:
         array = outputs.get(tensor.name)
         dtype = "none" if array is None else dtype_of(array)
@@ -149,8 +164,9 @@ def check_outputs(declared: tuple[Tensor, ...], outputs: Mapping[str, Any]) -> N
         if dtype != tensor.dtype or not fits:
             raise ModelRejected(
                 Reason.OUTPUT_MISMATCH,
-                f'The output "{tensor.name}" is declared as {tensor.describe()}, but the model gave {dtype} {list(shape)} when it ran. '
-                "Correct the declaration.",
+                f'The output "{tensor.name}" is declared as {tensor.describe()}, but the model gave {dtype} {list(shape)} when it ran'
+                f"{' on generated input' if generated else ''}. Correct the declaration, or the shape in the model"
+                f"{_OR_GIVE if generated else ''}.",
             )
     total = sum(array.nbytes for array in outputs.values())
     if total > MAX_GOLDEN_BYTES:
@@ -226,8 +242,8 @@ def _run(run: Run, feed: Mapping[str, Any]) -> dict[str, Any]:
         shapes = ", ".join(f"{name} {dtype_of(array)} {list(array.shape)}" for name, array in feed.items()) or "no input"
         raise ModelRejected(
             Reason.MODEL_RUN_FAILED,
-            f"The model loads but does not run on generated input ({shapes}): {error}. Declare the inputs with fixed shapes, "
-            'and with a "range" when not every value is allowed.',
+            f"The model loads but does not run on {shapes[:200]}. Declare the inputs with fixed shapes, "
+            f'and with a "range" when not every value is allowed{_OR_GIVE}. The runtime says: {error}',
         ) from error
 
 
@@ -243,6 +259,6 @@ def _not_finite(outputs: Mapping[str, Any]) -> ModelRejected:
     names = ", ".join(f'"{name}"' for name, array in outputs.items() if array.dtype.kind == "f" and not np.isfinite(array).all())
     return ModelRejected(
         Reason.MODEL_OUTPUT_NOT_FINITE,
-        f"The model gave NaN or infinity in {names} on generated input. If it only takes certain values, declare them: "
-        '"range": [low, high] on the input.',
+        f"The model gave NaN or infinity in {names}, which no device can be held against. If it only takes certain values, declare them: "
+        f'"range": [low, high] on the input{_OR_GIVE}.',
     )

@@ -52,6 +52,11 @@ def read_samples(path: Path, inputs: tuple[Tensor, ...]) -> Columns:
     return _inputs(arrays, inputs)
 
 
+def read_one(path: Path, inputs: tuple[Tensor, ...]) -> Columns:
+    """Read what one run takes: the first sample of a file. Raises `ModelRejected` with SAMPLES_INVALID."""
+    return next(feeds(read_samples(path, inputs)))
+
+
 def read_evaluation(path: Path, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> Evaluation:
     """Read an owner's evaluation set: the inputs, and `labels` or one array per output. Raises `ModelRejected` with SAMPLES_INVALID."""
     arrays = _load(path)
@@ -92,7 +97,8 @@ def spread(columns: Columns, most: int) -> Columns:
 def feeds(columns: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield what each run takes."""
     for index in range(count(columns)):
-        yield {name: column[index] for name, column in columns.items()}
+        # With the dots a sample without dimensions stays an array.
+        yield {name: column[index, ...] for name, column in columns.items()}
 
 
 def _load(path: Path) -> Columns:

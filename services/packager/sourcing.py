@@ -1,9 +1,11 @@
 """Reads a source for conversions and runs it on the samples. Only in the one-shot child.
 
 Job `source`: `{"files": {path: place}, "names": {ours: theirs}, "inputs": [tensor] | null, "outputs": [tensor] | null, "samples": place |
-null}`. It leaves `out/calibration.npz` when the owner gave samples, and `out/samples.npz` for TensorFlow, which answers them later.
-Job `reference`, for formats that the engines here run: `{"format", "inputs": [port], "outputs": [port], "samples": place | null,
-"seconds"}`. It leaves `out/samples.npz` and `out/reference.npz`.
+null, "golden": place | null}`. It leaves `out/calibration.npz` when the owner gave samples, and `out/samples.npz` for TensorFlow, which
+answers them later. Job `reference`, for formats that the engines here run: `{"format", "inputs": [port], "outputs": [port], "samples":
+place | null, "golden": place | null, "seconds"}`. It leaves `out/samples.npz` and `out/reference.npz`.
+
+The samples are generated ones, or the golden input where the owner gave one, and some of the owner's samples.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ def read(job: Mapping[str, Any]) -> dict[str, Any]:
         owners = samples.spread(samples.read_samples(Path(job["samples"]), wanted), samples.MAX_CALIBRATION)
         write_npz(Path("out/calibration.npz"), owners, packed=False)
     if source.format in {"saved-model", "graphdef"}:
-        write_npz(_SAMPLES, _with_owners(wanted, owners), packed=False)
+        write_npz(_SAMPLES, _with_owners(wanted, owners, _golden(job, wanted)), packed=False)
     return {"ok": True, "source": source_to_json(source), "main": main, "calibration": 0 if owners is None else samples.count(owners)}
 
 
@@ -69,36 +71,45 @@ def reference(job: Mapping[str, Any]) -> dict[str, Any]:
 
     step("running")
     owners = None if job["samples"] is None else read_npz(Path(job["samples"]))
-    columns, rows = _answered(run, tuple(tensor for _, tensor in inputs), owners, job["seconds"] / 2)
+    tensors = tuple(tensor for _, tensor in inputs)
+    columns, rows = _answered(run, tensors, owners, _golden(job, tensors), job["seconds"] / 2)
     write_npz(_SAMPLES, columns, packed=False)
     write_npz(Path("out/reference.npz"), {name: np.stack([row[name] for row in rows]) for name in names.values()}, packed=False)
     return {"ok": True}
 
 
-def _answered(run: Run, inputs: tuple[Tensor, ...], owners: dict[str, Any] | None, seconds: float) -> tuple[Any, list[dict[str, Any]]]:
+def _golden(job: Mapping[str, Any], inputs: tuple[Tensor, ...]) -> samples.Columns | None:
+    return None if job["golden"] is None else {name: array[None] for name, array in samples.read_one(Path(job["golden"]), inputs).items()}
+
+
+def _answered(
+    run: Run, inputs: tuple[Tensor, ...], owners: samples.Columns | None, golden: samples.Columns | None, seconds: float
+) -> tuple[samples.Columns, list[dict[str, Any]]]:
     """Find samples that the source runs on. Raises `ModelRejected` with what it said to the first ones."""
     started = time.monotonic()
     first: Exception | None = None
-    for style, size in attempts(inputs if owners is None else samples.shaped(inputs, owners)):
-        columns = _with_owners(inputs, owners, size, style)
+    known = golden or owners
+    for style, size in attempts(inputs if known is None else samples.shaped(inputs, known)):
+        columns = _with_owners(inputs, owners, golden, size, style)
         try:
             return columns, [run(feed) for feed in samples.feeds(columns)]
         except (ModelRejected, MemoryError):
             raise
         except Exception as error:
             first = first or error
-        if time.monotonic() - started > seconds:
+        if golden is not None or time.monotonic() - started > seconds:
             break
     raise ModelRejected(
         Reason.MODEL_RUN_FAILED,
-        f"The source does not run on generated input: {first}. Declare the inputs with fixed shapes and a range, or give samples.",
+        f"The source does not run on its samples: {first}. Declare the inputs with fixed shapes and a range, or give a golden.input.",
     )
 
 
-def _with_owners(inputs: tuple[Tensor, ...], owners: dict[str, Any] | None, size: int = 16, style: str = "spread") -> dict[str, Any]:
-    if owners is None:
-        return samples.generated(inputs, size, style)
-    return samples.join(samples.generated(samples.shaped(inputs, owners), size, style), owners, samples.OWNERS)
+def _with_owners(
+    inputs: tuple[Tensor, ...], owners: samples.Columns | None, golden: samples.Columns | None, size: int = 16, style: str = "spread"
+) -> samples.Columns:
+    first = golden or samples.generated(inputs if owners is None else samples.shaped(inputs, owners), size, style)
+    return first if owners is None else samples.join(first, owners, samples.OWNERS)
 
 
 def _merged(reason: Reason, kind: str, declared: tuple[Tensor, ...] | None, found: tuple[Port, ...]) -> tuple[Port, ...]:

@@ -52,7 +52,9 @@ class Examiner:
         self.steps: list[str] = []
         self.golden: tuple[bytes, bytes] = (b"", b"")
 
-    async def __call__(self, graph: bytes, *, data: Mapping[str, bytes] | None = None, **job: Any) -> Answer:
+    async def __call__(
+        self, graph: bytes, *, data: Mapping[str, bytes] | None = None, golden_input: bytes | None = None, **job: Any
+    ) -> Answer:
         self.steps = []
         async with self.sandbox.workspace() as workspace:
             workspace.path("0").write_bytes(graph)
@@ -60,7 +62,12 @@ class Examiner:
             for index, (name, body) in enumerate((data or {}).items(), 1):
                 workspace.path(str(index)).write_bytes(body)
                 places[name] = f"in/{index}"
-            whole = {"task": "inspect", "graph": "in/0", "data": places, "inputs": None, "outputs": None, "seconds": 30, **job}
+            if golden_input is not None:
+                workspace.path("golden.npz").write_bytes(golden_input)
+            whole = {
+                "task": "inspect", "graph": "in/0", "data": places, "inputs": None, "outputs": None, "seconds": 30,
+                "golden_input": None if golden_input is None else "in/golden.npz", **job,
+            }  # fmt: skip
             answer = inspection(await self.sandbox.run(workspace, whole, self.steps.append))
             self.golden = tuple(workspace.take(name, name, 2**28).read_bytes() for name in ("input.npz", "output.npz"))  # type: ignore[assignment]
             return answer

@@ -75,6 +75,38 @@ def test_differences_to_the_source() -> None:
     assert caught.value.reason is Reason.PARITY_TOO_LOW
 
 
+def test_expected_outputs_of_every_kind(tmp_path: Path) -> None:
+    """Texts, NaN where NaN is meant, values without dimensions; another shape is another answer, not a broadcast."""
+    path = tmp_path / "set.npz"
+    ends = (Tensor("k", "int64", ()),), (Tensor("t", "string", (2,)), Tensor("y", "float32", None))
+    path.write_bytes(npz(k=np.array([3, 4]), t=np.array([["a", "b"], ["c", "d"]]), y=np.array([[1.0, np.nan], [2.0, 3.0]], np.float32)))
+    given = samples.read_evaluation(path, *ends)
+    right = [{"t": np.array(["a", "b"]), "y": np.array([1.0, np.nan])}, {"t": np.array(["c", "d"]), "y": np.array([2.0, 3.0])}]
+    for change, value in (({}, 1.0), ({"t": np.array(["a", "x"])}, 0.5), ({"y": np.array([1.0, 1.0])}, 0.5), ({"y": np.array(1.0)}, 0.5)):
+        answers = iter([{**right[0], **change}, right[1]])
+        seen: list[Any] = []
+
+        def run(feed: Any, answers: Any = answers, seen: Any = seen) -> Any:
+            seen.append(feed["k"])
+            return next(answers)
+
+        assert measuring.evaluate(run, given, ends[1], None, (0.0, 0.0))["value"] == value
+        assert all(isinstance(one, np.ndarray) and one.ndim == 0 for one in seen) and [int(one) for one in seen] == [3, 4]
+
+
+def test_a_sample_that_the_model_does_not_run_on_is_the_owners_to_mend(tmp_path: Path) -> None:
+    path = tmp_path / "set.npz"
+    path.write_bytes(npz(x=np.zeros((2, 1, 3), np.float32), labels=np.array([0, 1])))
+
+    def run(feed: Any) -> Any:
+        raise RuntimeError("index 7 is out of bounds")
+
+    gates = {"samples": None, "reference": None, "evaluation": str(path), "output": None}
+    with pytest.raises(ModelRejected) as caught:
+        measuring.measure(run, gates, {"x": np.zeros((1, 3), np.float32)}, (X, Y), tolerance=(0.1, 0.1), step=lambda _step: None)
+    assert caught.value.reason is Reason.SAMPLES_INVALID and "index 7" in caught.value.detail
+
+
 def evaluated(tmp_path: Path, arrays: dict[str, Any], output: str | None = None, outputs: Any = Y) -> dict[str, Any]:
     path = tmp_path / "set.npz"
     path.write_bytes(npz(**arrays))

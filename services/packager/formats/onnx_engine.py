@@ -59,4 +59,10 @@ def _load_failure(error: Exception) -> ModelRejected:
             Reason.ENGINE_TOO_OLD,
             f"ONNX Runtime {version()} does not know this model's IR or opset version. Export with an older opset (15 to 21). {text}",
         )
+    if "NOT_IMPLEMENTED" in text:
+        return ModelRejected(
+            Reason.MODEL_LOAD_FAILED,
+            f"ONNX Runtime {version()} has no implementation of an operator for these types, or in this version of it. "
+            f"Export with an opset from 7 to 21, and with usual types such as float32. It says: {text}",
+        )
     return ModelRejected(Reason.MODEL_LOAD_FAILED, f"ONNX Runtime {version()} cannot load the model: {text}")

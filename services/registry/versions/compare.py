@@ -85,7 +85,7 @@ def facts_of(declaration: Mapping[str, Any], manifests: Sequence[Mapping[str, An
     for key, value in (declaration.get("requires") or {}).items():
         facts["requires", key] = value
     for key, value in (declaration.get("golden") or {}).items():
-        facts["golden", key] = value
+        facts["golden", key] = value if key != "input" else {name: value[name] for name in ("sha256", "size")}
     for private in _private_files(declaration):
         facts["files", f"{private['of']}: {private['path']}"] = {"sha256": private["sha256"], "size": private["size"]}
     for index, (name, variant) in enumerate(zip(_names(declaration, manifests), declaration["variants"], strict=True)):

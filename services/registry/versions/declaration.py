@@ -74,6 +74,8 @@ def files_of(declaration: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str,
         yield "calibration", declaration["calibration"]
     if declaration.get("evaluation"):
         yield "evaluation.file", declaration["evaluation"]["file"]
+    if (declaration.get("golden") or {}).get("input"):
+        yield "golden.input", declaration["golden"]["input"]
     for place, file in enumerate(declaration["files"]):
         yield f"files.{place}", file
 

@@ -113,8 +113,12 @@ class Requires(Model):
 
 
 class Golden(Model):
-    """How close the device's answer to the golden input must come (as in `numpy.allclose`)."""
+    """How close the device's answer to the golden input must come (as in `numpy.allclose`).
 
+    `input`: an .npz with the golden input itself, which then goes into the packages; without it the packager makes one up.
+    """
+
+    input: SharedFile | None = None
     rtol: Annotated[float, Field(ge=0, le=1e12)] | None = None
     atol: Annotated[float, Field(ge=0, le=1e12)] | None = None
 

@@ -38,7 +38,7 @@ GOOD: dict[str, Any] = {
     },
     "inputs": [{"name": "image", "dtype": "float32", "shape": [1, None, "height", 3], "range": [0, 255]}],
     "requires": {"ram_mb": 512},
-    "golden": {"rtol": 0.01},
+    "golden": {"rtol": 0.01, "input": {"path": "sample.npz", "sha256": "e" * 64, "size": 9}},
     "lineage": {"source_sha256": [D], "steps": [{"tool": "x", "options": {}}]},
     "notes": "",
 }
@@ -104,6 +104,7 @@ def test_values_can_be_written_and_read_in_any_language(value: Any) -> None:
         ("inputs.0.range", "OUT_OF_RANGE", lambda d: d["inputs"][0].update(range=[1, 0])),
         ("inputs.0.range", "OUT_OF_RANGE", lambda d: d["inputs"][0].update(range=[0, float("inf")])),
         ("golden.rtol", "OUT_OF_RANGE", lambda d: d["golden"].update(rtol=float("inf"))),
+        ("golden.input.path", "UNSAFE_PATH", lambda d: d["golden"]["input"].update(path="../x")),
         ("lineage.source_sha256.0", "NOT_A_DIGEST", lambda d: d["lineage"].update(source_sha256=["x"])),
     ],
 )

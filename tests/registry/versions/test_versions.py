@@ -43,6 +43,9 @@ async def test_files_must_be_uploaded_by_this_account_with_the_stated_size(regis
         answer = await registry.acme.post(VERSIONS, json=body)
         assert code(answer) == (400, "FILE_NOT_UPLOADED")
         assert answer.json()["errors"][0]["code"] == ("WRONG_SIZE" if file["sha256"] == own["sha256"] else "NOT_UPLOADED")
+        golden = {"golden": {"input": {"path": "sample.npz", **file}}, "variants": [{"files": [{"path": "model.onnx", **own}]}]}
+        errors = (await registry.acme.post(VERSIONS, json=golden)).json()["errors"]
+        assert [one["field"].startswith("golden.input") for one in errors] == [True], errors
     assert (await registry.acme.get(VERSIONS)).json()["items"] == []
 
 

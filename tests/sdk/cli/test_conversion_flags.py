@@ -81,16 +81,19 @@ def test_a_file(folder: Path) -> None:
     assert said["calibration"]["path"] == "samples.npz"
     assert said["evaluation"]["output"] == "p" and said["evaluation"]["min_accuracy"] == 0.9
     assert said["inputs"][0]["range"] == [0, 1]
+    given = declared(read_document({**document, "golden": {"input": "test.npz", "rtol": 0.1}}, folder))
+    assert given["golden"] == {"input": {"path": "test.npz", "sha256": "sha-test.npz", "size": 8}, "rtol": 0.1}
     for wrong in ({"source": 5}, {"source": {"file": "x"}}, {"variants": [{"convert": "x"}]}, {"evaluation": {"min_accuracy": 1}}):
         with pytest.raises(DeclarationInvalid):
             read_document({**document, **wrong}, folder)
 
 
-@pytest.mark.parametrize("name", ["saved_model", "frozen.pb", "model.skops", "packed.tar.gz"])
+@pytest.mark.parametrize("name", ["saved_model", "frozen.pb", "model.skops", "packed.tar.gz", "xgboost.json", "lightgbm.txt"])
 def test_a_source_that_runs_nowhere_needs_variants(folder: Path, name: str) -> None:
     with pytest.raises(CommandError, match="say what to make of it") as caught:
         app(["push", str(folder / name), "--model", "m"], standalone_mode=False)
     assert caught.value.hint is not None and "--variants" in caught.value.hint
+    assert ("--aux" in caught.value.hint) == name.endswith((".json", ".txt"))
 
 
 def test_a_saved_model_folder_is_a_source_and_a_folder_with_a_file_is_not(folder: Path) -> None:

@@ -19,26 +19,10 @@ PARAM_TYPES = ("int", "float", "bool", "string", "int[]", "float[]", "string[]",
 
 _PARAM = re.compile(r"(?P<name>[^:=\s]+):(?P<type>[a-z]+(?:\[\])?)=(?P<value>.*)", re.DOTALL)
 _TENSOR = re.compile(r"(?P<name>.+):(?P<dtype>[a-z]+[0-9]*)\[(?P<shape>[^\]]*)\]")
-_KEYS = frozenset(
-    {
-        "model",
-        "description",
-        "labels",
-        "notes",
-        "alias",
-        "variants",
-        "files",
-        "params",
-        "inputs",
-        "outputs",
-        "requires",
-        "golden",
-        "lineage",
-        "source",
-        "calibration",
-        "evaluation",
-    }
-)
+_KEYS = frozenset({
+    "model", "description", "labels", "notes", "alias", "variants", "files", "params", "inputs", "outputs", "requires", "golden",
+    "lineage", "source", "calibration", "evaluation",
+})  # fmt: skip
 #: What the server can make of a source.
 KINDS = ("onnx-fp32", "onnx-fp16", "onnx-int8", "tflite-fp32", "tflite-int8")
 PROFILES = ("portable", "modern")
@@ -151,6 +135,7 @@ class Push:
     source: LocalSource | None = None
     calibration: LocalFile | None = None
     evaluation: EvaluationSet | None = None
+    golden_input: LocalFile | None = None
 
     @property
     def sources(self) -> list[Path]:
@@ -158,7 +143,8 @@ class Push:
         ready = [variant for variant in self.variants if isinstance(variant, LocalVariant)]
         files = [file for variant in ready for file in variant.files] + list(self.files)
         files += self.source.files if self.source else ()
-        files += [one for one in (self.calibration, self.evaluation.file if self.evaluation else None) if one is not None]
+        sets = (self.calibration, self.evaluation.file if self.evaluation else None, self.golden_input)
+        files += [one for one in sets if one is not None]
         return list(dict.fromkeys(file.source for file in files))
 
     def declaration(self, uploaded: Mapping[Path, tuple[str, int]]) -> dict[str, Any]:
@@ -180,7 +166,7 @@ class Push:
             "inputs": [dict(tensor) for tensor in self.inputs],
             "outputs": [dict(tensor) for tensor in self.outputs],
             "requires": dict(self.requires),
-            "golden": dict(self.golden),
+            "golden": {**self.golden, **({} if self.golden_input is None else {"input": entry(self.golden_input)})},
             "lineage": dict(self.lineage),
             "notes": self.notes,
         }
@@ -273,6 +259,8 @@ def read_document(document: Any, base: Path) -> Push:
     if not isinstance(document.get("model"), str) or not document.get("variants"):
         raise DeclarationInvalid("latebind.yaml needs `model` (an id) and `variants` (at least one)")
     alias = document.get("alias") or []
+    golden = _mapping(document, "golden")
+    golden_input = golden.pop("input", None)
     push = Push(
         model_id=document["model"],
         variants=tuple(_read_variant(one, base) for one in _list(document, "variants")),
@@ -284,7 +272,8 @@ def read_document(document: Any, base: Path) -> Push:
         inputs=tuple(_read_tensor(one) for one in _list(document, "inputs")),
         outputs=tuple(_read_tensor(one) for one in _list(document, "outputs")),
         requires=_mapping(document, "requires"),
-        golden=_mapping(document, "golden"),
+        golden=golden,
+        golden_input=None if golden_input is None else _read_file(golden_input, base),
         lineage=_mapping(document, "lineage"),
         notes=str(document.get("notes") or ""),
         description=str(document.get("description") or ""),

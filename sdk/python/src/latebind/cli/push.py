@@ -36,7 +36,9 @@ from latebind.cli.jobs import follow, show_packages
 _DECLARATION = "latebind.yaml"
 _SAVED_MODEL = "saved_model.pb"
 #: What is never a variant by itself, but can be made into some.
-_SOURCES = (".pb", ".zip", ".tar", ".tar.gz", ".tgz", ".skops", ".ubj")
+_SOURCES = (".pb", ".zip", ".tar", ".tar.gz", ".tgz", ".skops", ".ubj", ".json", ".txt")
+#: Of those, what may as well be a file beside the model.
+_UNCLEAR = (".json", ".txt")
 
 
 def push(
@@ -80,6 +82,9 @@ def push(
     require: Annotated[list[str] | None, typer.Option(help="ram_mb=512, abi=arm64-v8a, accelerators=gpu,npu.")] = None,
     rtol: Annotated[float | None, typer.Option(min=0, help="Relative tolerance of the golden test.")] = None,
     atol: Annotated[float | None, typer.Option(min=0, help="Absolute tolerance of the golden test.")] = None,
+    golden_input: Annotated[
+        Path | None, typer.Option(help="An .npz with the input of the golden test, for models that run on few inputs; it goes to devices.")
+    ] = None,
     alias: Annotated[list[str] | None, typer.Option(help="Point this alias at the version once it is ready.")] = None,
     notes: Annotated[str | None, typer.Option(help="What is new.")] = None,
     description: Annotated[str | None, typer.Option(help="Of the model, when it is new.")] = None,
@@ -95,7 +100,8 @@ def push(
     base, files = _base(files or [])
     wanted = _wanted(variants, required, profile)
     if not wanted and (sources := [path for path in files if path.is_dir() or path.name.endswith(_SOURCES)]):
-        raise CommandError(f"{sources[0]} runs on no device as it is: say what to make of it", hint="add --variants onnx-fp32")
+        beside = f"; a file that only belongs to the model: --aux {sources[0]}" if sources[0].name.endswith(_UNCLEAR) else ""
+        raise CommandError(f"{sources[0]} runs on no device as it is: say what to make of it", hint=f"add --variants onnx-fp32{beside}")
     if wanted and files:
         base, files = replace(base, source=LocalSource.at(*files)), []
     if source_name and base.source is not None:
@@ -117,6 +123,7 @@ def push(
         requires={**base.requires, **dict(_requirement(text) for text in require or [])},
         calibration=base.calibration if calibrate is None else LocalFile.at(calibrate),
         evaluation=_evaluation(base.evaluation, evaluate, min_accuracy, evaluate_output),
+        golden_input=base.golden_input if golden_input is None else LocalFile.at(golden_input),
         golden={**base.golden, **{name: value for name, value in (("rtol", rtol), ("atol", atol)) if value is not None}},
         aliases=(*base.aliases, *(alias or [])),
         notes=base.notes if notes is None else notes,
