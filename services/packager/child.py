@@ -4,8 +4,9 @@
 answer and the files in `out/`, and checks both.
 
 Job: `{"task": "inspect" | "replay", "graph": "in/0", "data": {name: "in/1"}, "inputs": [tensor] | null, "outputs": [tensor] | null,
-"golden_input": "in/…" | null, "golden": {"rtol", "atol"}, "gates": {…}, "seconds": 30}`. A replay also takes `format`; it runs the golden
-input again in a fresh process and measures the model for the gates (`measuring.py`). The jobs of sources are described in `sourcing.py`.
+"golden_input": "in/…" | null, "golden": {"rtol", "atol"}, "gates": {…}, "seconds": 30}`. A replay also takes `format`, and `ort`, the place
+of the model in ONNX Runtime's own format; it runs the golden input again in a fresh process, through both, and measures the model for the
+gates (`measuring.py`). The jobs of sources are described in `sourcing.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from services.packager.domain import Found, Tensor, check_tensors
 from services.packager.errors import ModelRejected, Reason
 from services.packager.formats import archive, onnx, tflite
 from services.packager.formats.archive_members import Caps
-from services.packager.loading import MODEL, check_external, load, memory_error, step, tensors, version_of
+from services.packager.loading import MODEL, check_external, load, load_ort, memory_error, step, tensors, version_of
 
 GOLDEN_INPUT = Path("out/input.npz")
 GOLDEN_OUTPUT = Path("out/output.npz")
@@ -98,21 +99,24 @@ def _replay(job: Mapping[str, Any]) -> dict[str, Any]:
     _check_golden("input", inputs, feed)
     _check_golden("output", outputs, expected)
 
-    def run(feed: Mapping[str, Any]) -> dict[str, Any]:
-        results = runner.run({name: engine.as_input(array) for name, array in feed.items()})
-        return {name: engine.as_output(array) for name, array in results.items()}
-
-    try:
-        actual = run(feed)
-    except Exception as error:
-        raise ModelRejected(Reason.MODEL_NOT_DETERMINISTIC, f"The model ran once, but not a second time: {error}") from error
+    runners = [runner] if job["ort"] is None else [runner, load_ort(Path(job["ort"]))]
     tolerance = (job["golden"]["rtol"], job["golden"]["atol"])
-    if not probing.close(actual, expected, *tolerance):
-        raise ModelRejected(
-            Reason.MODEL_NOT_DETERMINISTIC,
-            "The model gave other outputs in a second process than in the first one, so no device could check its own results. "
-            "Give random operators a seed, or make the noise an input.",
-        )
+    for one in runners:
+
+        def run(feed: Mapping[str, Any], one: Any = one) -> dict[str, Any]:
+            results = one.run({name: engine.as_input(array) for name, array in feed.items()})
+            return {name: engine.as_output(array) for name, array in results.items()}
+
+        try:
+            actual = run(feed)
+        except Exception as error:
+            raise ModelRejected(Reason.MODEL_NOT_DETERMINISTIC, f"The model ran once, but not a second time: {error}") from error
+        if not probing.close(actual, expected, *tolerance):
+            raise ModelRejected(
+                Reason.MODEL_NOT_DETERMINISTIC,
+                "The model gave other outputs in a second process than in the first one, so no device could check its own results. "
+                "Give random operators a seed, or make the noise an input.",
+            )
     return {"ok": True, "measured": measuring.measure(run, job["gates"], feed, (inputs, outputs), tolerance=tolerance, step=step)}
 
 

@@ -26,11 +26,14 @@ KINDS = {
     "onnx-fp32": ("onnx", "fp32"),
     "onnx-fp16": ("onnx", "fp16"),
     "onnx-int8": ("onnx", "int8"),
+    "ort": ("onnx", "fp32"),
     "tflite-fp32": ("tflite", "fp32"),
     "tflite-int8": ("tflite", "int8"),
 }
 #: What devices must know at least, for ONNX: profile to (highest opset, highest IR). LIBRARIES 5.4.
 PROFILES = {"portable": (15, 8), "modern": (18, 10)}
+
+ORT_PATH = "model.ort"
 
 _RESERVED = ("manifest.json", "signature.json", GOLDEN_FOLDER)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -61,7 +64,8 @@ class File:
 class Variant:
     """One runnable form. `name` None: by content. `required`: the version fails with it.
 
-    `precision`: what it was made to have; `sources` and `steps`: what it was made of and how. Uploaded ready-made, it has none of them.
+    `precision`: what it was made to have; `sources` and `steps`: what it was made of and how; `ort`: the graph once more as ONNX Runtime
+    of the version `ort_version` loads it fastest. Uploaded ready-made, it has none of them.
     """
 
     name: str | None
@@ -71,11 +75,13 @@ class Variant:
     precision: str | None = None
     sources: tuple[str, ...] = ()
     steps: tuple[dict[str, Any], ...] = ()
+    ort: File | None = None
+    ort_version: str = ""
 
     @property
     def files(self) -> tuple[File, ...]:
-        """The graph, then its data files."""
-        return (self.graph, *self.data)
+        """The graph, its data files, its form for one runtime."""
+        return (self.graph, *self.data, *((self.ort,) if self.ort else ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +98,11 @@ class Wanted:
     def graph_path(self) -> str:
         """Where its graph lies in the package."""
         return f"model.{KINDS[self.kind][0]}"
+
+    @property
+    def paths(self) -> list[str]:
+        """What will be made for the package."""
+        return [self.graph_path, *([ORT_PATH] if self.kind == "ort" else ())]
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +174,7 @@ def _declaration(body: dict[str, Any]) -> Declaration:
     if source is None and any(isinstance(variant, Wanted) for variant in variants):
         raise ValueError("a variant is to be converted, but there is no source")
     for variant in variants:
-        own = [variant.graph_path] if isinstance(variant, Wanted) else [file.path for file in variant.files]
+        own = variant.paths if isinstance(variant, Wanted) else [file.path for file in variant.files]
         paths = [*own, *(file.path for file in files)]
         if len(set(paths)) != len(paths):
             raise ValueError("two files of one variant have the same path")

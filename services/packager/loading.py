@@ -65,6 +65,13 @@ def load(kind: str) -> tuple[Any, Any]:
         raise
 
 
+def load_ort(path: Path) -> Any:
+    """Load a model in ONNX Runtime's own format."""
+    from services.packager.formats import onnx_engine  # noqa: PLC0415 - loaded after the limits are set
+
+    return onnx_engine.OnnxRunner(path, ort_format=True)
+
+
 def memory_error(error: Exception) -> Exception:
     """Return a `MemoryError` in place of what the runtimes say when memory runs out."""
     text = str(error).lower()

@@ -63,9 +63,9 @@ def build_manifest(
 ) -> Manifest:
     """Build the manifest (version 1) of one variant.
 
-    Files come in this order: graph, its data files, golden input and output, then the version's auxiliary files.
+    Files come in this order: graph, its data files, its form for one runtime, golden input and output, then the version's auxiliary files.
     """
-    files = (variant.graph, *variant.data, golden_input, golden_output, *declaration.files)
+    files = (*variant.files, golden_input, golden_output, *declaration.files)
     name = variant_name(variant, answer)
     manifest = {
         "manifest_version": 1,
@@ -74,7 +74,7 @@ def build_manifest(
         "version": identity.version,
         "variant": name,
         "created_at": identity.created_at,
-        "engine": _engine(answer.found.engine),
+        "engine": _engine(answer.found.engine, variant),
         "inputs": [tensor_to_json(tensor) for tensor in answer.found.inputs],
         "outputs": [tensor_to_json(tensor) for tensor in answer.found.outputs],
         "params": declaration.params,
@@ -116,7 +116,7 @@ def build_statement(identity: Identity, manifest: Manifest, tool_version: str, s
     )
 
 
-def _engine(engine: Engine) -> dict[str, Any]:
+def _engine(engine: Engine, variant: Variant) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "name": engine.name,
         "min_version": engine.min_version,
@@ -124,6 +124,7 @@ def _engine(engine: Engine) -> dict[str, Any]:
         "ir_version": engine.ir_version,
         "opset": engine.opset,
         "operators": list(engine.operators),
+        "ort": None if variant.ort is None else {"path": variant.ort.path, "version": variant.ort_version},
     }
     return {name: value for name, value in fields.items() if value is not None}
 

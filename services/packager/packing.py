@@ -174,6 +174,7 @@ class Packer:
             raw = await self._sandbox.run(workspace, task, on_step)
             answer = _with_tolerances(inspection(raw), declaration)
             _check_precision(variant, answer)
+            _check_runtime(variant, answer)
             most = self._sandbox.limits.disk_bytes
             paths = [await asyncio.to_thread(workspace.take, name, name, most) for name in ("input.npz", "output.npz")]
             replay = {
@@ -183,6 +184,7 @@ class Packer:
                 "inputs": _tensors(answer.found.inputs),
                 "outputs": _tensors(answer.found.outputs),
                 "golden": {"rtol": answer.rtol, "atol": answer.atol},
+                "ort": None if variant.ort is None else places[variant.ort.path],
                 "gates": await _gates(files, declaration, made, workspace),
             }
             replayed = await self._sandbox.run(workspace, replay, on_step)
@@ -244,6 +246,15 @@ def _check_precision(variant: Variant, answer: Answer) -> None:
         Reason.CONVERSION_FAILED,
         f"The converter left the model as {answer.found.precision}: nothing in it can be {variant.precision}. Leave this variant out.",
     )
+
+
+def _check_runtime(variant: Variant, answer: Answer) -> None:
+    if variant.ort is not None and variant.ort_version != answer.engine_version:
+        raise ModelRejected(
+            Reason.CONVERSION_FAILED,
+            f"The ONNX Runtime format was written by version {variant.ort_version}, but this server can only check that of its own, "
+            f"{answer.engine_version}. Leave this variant out.",
+        )
 
 
 def _stretch(report: Report, declaration: Declaration, index: int) -> Progress:

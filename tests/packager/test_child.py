@@ -216,7 +216,7 @@ async def test_a_replay_in_a_second_process_agrees_and_notices_another_model(exa
             job = {
                 "task": "replay", "format": "onnx", "graph": "in/0", "data": {}, "golden": {"rtol": 0.01, "atol": 0.001},
                 "inputs": [tensor("x", "float32", [1, 4])], "outputs": [tensor("y", "float32", [1, 4])],
-                "gates": {"samples": None, "reference": None, "evaluation": None, "output": None},
+                "gates": {"samples": None, "reference": None, "evaluation": None, "output": None}, "ort": None,
             }  # fmt: skip
             raw = await sandbox.run(workspace, job, lambda _step: None)
         if ok:

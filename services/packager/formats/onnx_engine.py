@@ -15,14 +15,16 @@ _SILENT = 4
 
 
 class OnnxRunner:
-    """A loaded ONNX model. Raises `ModelRejected` when the runtime does not take it."""
+    """A loaded ONNX model, or one in the runtime's own format. Raises `ModelRejected` when the runtime does not take it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, ort_format: bool = False) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.log_severity_level = _SILENT
         options.enable_cpu_mem_arena = False
+        if ort_format:
+            options.add_session_config_entry("session.load_model_format", "ORT")
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:

@@ -163,13 +163,18 @@ def _folder_faults(declaration: Mapping[str, Any], shared: set[str]) -> Iterator
     """A path cannot be a file and the folder of another file."""
     for index, variant in enumerate(declaration["variants"]):
         paths = shared | {_folded(file["path"]) for file in variant.get("files", ())}
-        graph = "model." + variant["convert"]["to"].partition("-")[0] if "convert" in variant else None
-        if graph in shared:
+        for graph in _made_paths(variant) & shared:
             yield _fault(f"variants.{index}.convert", "DUPLICATE", f"an auxiliary file has the path of the graph, {graph}")
         for path in sorted(paths):
             parts = path.split("/")
             if any("/".join(parts[:end]) in paths for end in range(1, len(parts))):
                 yield _fault(f"variants.{index}.files", "DUPLICATE", f"{path!r} lies below a path that is a file")
+
+
+def _made_paths(variant: Mapping[str, Any]) -> set[str]:
+    """Name what the packager will make for a variant: the graph, and for `ort` its second form."""
+    kind = variant["convert"]["to"] if "convert" in variant else ""
+    return {"model.onnx", "model.ort"} if kind == "ort" else {f"model.{kind.partition('-')[0]}"} if kind else set()
 
 
 def _folded(path: str) -> str:

@@ -38,7 +38,7 @@ class VariantFile(SharedFile):
 class Convert(Model):
     """How a variant is made of the source. docs/packaging.md has the kinds and profiles."""
 
-    to: Literal["onnx-fp32", "onnx-fp16", "onnx-int8", "tflite-fp32", "tflite-int8"]
+    to: Literal["onnx-fp32", "onnx-fp16", "onnx-int8", "tflite-fp32", "tflite-int8", "ort"]
     profile: Literal["portable", "modern"] = "portable"
     slim: StrictBool = True
 

@@ -88,6 +88,9 @@ BROKEN = [
     set_at("files", 1, "sha256", "B" * 64),
     set_at("files", 1, "sha256", DIGEST),
     set_at("files", 1, "size", -1),
+    set_at("engine", "ort", {"path": "model.ort", "version": "1.32.0"}),
+    set_at("engine", "ort", {"path": "model.onnx"}),
+    set_at("engine", "ort", "model.onnx"),
     set_at("golden", {"input": "x", "output": "y", "rtol": 0, "atol": 0}),
     set_at("golden", {"input": "coco.labels", "output": "coco.labels", "rtol": -1, "atol": 0}),
 ]

@@ -24,7 +24,7 @@ _KEYS = frozenset({
     "lineage", "source", "calibration", "evaluation",
 })  # fmt: skip
 #: What the server can make of a source.
-KINDS = ("onnx-fp32", "onnx-fp16", "onnx-int8", "tflite-fp32", "tflite-int8")
+KINDS = ("onnx-fp32", "onnx-fp16", "onnx-int8", "tflite-fp32", "tflite-int8", "ort")
 PROFILES = ("portable", "modern")
 
 

@@ -26,7 +26,7 @@ DATASET = "application/vnd.cncf.model.dataset.v1.raw"
 
 _PATH = "org.cncf.model.filepath"
 _TITLE = "org.opencontainers.image.title"
-_LAYERS = {"graph": WEIGHT, "graph-data": WEIGHT, "golden": DATASET, "auxiliary": WEIGHT_CONFIG}
+_LAYERS = {"graph": WEIGHT, "graph-data": WEIGHT, "graph-ort": WEIGHT, "golden": DATASET, "auxiliary": WEIGHT_CONFIG}
 _FORMATS = {"onnxruntime": "onnx", "litert": "tflite"}
 
 Package = Mapping[str, Any]
@@ -130,7 +130,7 @@ def _kitfile(manifest: Mapping[str, Any], model: Mapping[str, Any]) -> str:
         lines.append(f"  license: {q(model['labels']['license'])}")
     lines += [f"  authors: [{q(manifest['account'])}]", "model:", f"  name: {q(manifest['model_id'])}", f"  path: {q(graph['path'])}"]
     lines += [f"  framework: {q(manifest['engine']['name'])}", f"  version: {q(str(manifest['version']))}"]
-    parts = [file for file in manifest["files"] if file["role"] in {"graph-data", "auxiliary"}]
+    parts = [file for file in manifest["files"] if file["role"] in {"graph-data", "graph-ort", "auxiliary"}]
     if parts:
         lines.append("  parts:")
         for file in parts:

@@ -189,7 +189,7 @@ def _wanted(variants: str | None, required: str | None, profile: str | None) -> 
     if unknown:
         raise CommandError(f"{unknown[0]} is required, but not among --variants", hint="name it there too")
     return tuple(
-        replace(one, required=(one.name or one.kind) in must, profile=profile if one.kind.startswith("onnx") else None) for one in wanted
+        replace(one, required=(one.name or one.kind) in must, profile=None if one.kind.startswith("tflite") else profile) for one in wanted
     )
 
 

@@ -62,6 +62,14 @@ class Golden:
 
 
 @dataclass(frozen=True, slots=True)
+class OrtForm:
+    """The model once more, as one version of ONNX Runtime loads it fastest; no other version may load it."""
+
+    path: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """A package: PRODUCT section 4."""
 
@@ -76,6 +84,7 @@ class Manifest:
     params: Mapping[str, Parameter]
     files: tuple[PackageFile, ...]
     golden: Golden | None
+    ort: OrtForm | None = None
 
     @property
     def graph(self) -> PackageFile:
@@ -120,6 +129,7 @@ def parse_manifest(data: bytes) -> Manifest:
         params={name: _parameter(name, value) for name, value in _field(raw, "params", dict).items()},
         files=_files(raw),
         golden=_golden(_optional(raw, "golden", dict)),
+        ort=_ort(_optional(engine, "ort", dict)),
     )
     _check_references(manifest)
     return manifest
@@ -258,11 +268,17 @@ def _golden(raw: Mapping[str, Any] | None) -> Golden | None:
     return Golden(_field(raw, "input", str), _field(raw, "output", str), _number(raw, "rtol"), _number(raw, "atol"))
 
 
+def _ort(raw: Mapping[str, Any] | None) -> OrtForm | None:
+    return None if raw is None else OrtForm(_field(raw, "path", str), _field(raw, "version", str))
+
+
 def _check_references(manifest: Manifest) -> None:
     """Paths that the manifest names elsewhere must be among its files."""
     named = [parameter.value for parameter in manifest.params.values() if parameter.type == "file"]
     if manifest.golden is not None:
         named += [manifest.golden.input, manifest.golden.output]
+    if manifest.ort is not None:
+        named.append(manifest.ort.path)
     for path in named:
         if manifest.file(path) is None:
             raise _invalid(f"it names the file {path!r}, which is not in the package")

@@ -6,18 +6,22 @@ It touches no network and keeps no state; what to load, and what to do when it f
 from __future__ import annotations
 
 import io
+import logging
 import time
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from latebind.device.cache import InstalledPackage
 from latebind.device.engines import Array, Engine, EngineModel, choose_engine
 from latebind.device.info import ModelInfo
-from latebind.device.manifest import Golden
+from latebind.device.manifest import Golden, Manifest
 from latebind.errors import DeviceError, GoldenTestFailed, LoadFailed
+
+log = logging.getLogger("latebind")
 
 # The largest golden file that is read; the packager writes far smaller ones.
 MAX_GOLDEN_BYTES = 256 << 20
@@ -47,16 +51,7 @@ def load_model(package: InstalledPackage, *, collection: str, engines: Mapping[s
     manifest = package.manifest
     engine = choose_engine(engines, manifest)
     started = time.perf_counter_ns()
-    graph = package.read_verified(manifest.graph)
-    for file in manifest.files:
-        if file.role == "graph-data":
-            package.check(file)
-    try:
-        engine_model = engine.load(manifest, graph, package.paths, threads=threads)
-    except DeviceError:
-        raise
-    except Exception as error:  # An engine may be anybody's: whatever it raises, the old model goes on.
-        raise LoadFailed(f"{engine.name} cannot load {manifest.model_id} version {manifest.version}: {error}") from error
+    engine_model = _load_ort(package, engine, threads) or _load_graph(package, engine, threads)
     load_us = (time.perf_counter_ns() - started) // 1000
     info = ModelInfo.of(
         package,
@@ -67,6 +62,36 @@ def load_model(package: InstalledPackage, *, collection: str, engines: Mapping[s
     )
     package.keep_while(info)
     return LoadedModel(package, info, engine_model, load_us)
+
+
+def _load_ort(package: InstalledPackage, engine: Engine, threads: int | None) -> EngineModel | None:
+    """Load the form for one version of ONNX Runtime, when this is that version; None when the graph itself has to be loaded."""
+    manifest = package.manifest
+    file = manifest.file(manifest.ort.path) if manifest.ort is not None else None
+    if file is None or manifest.ort is None or engine.name != "onnxruntime" or engine.version != manifest.ort.version:
+        return None
+    try:
+        return _load(manifest, engine, package.read_verified(file), package.paths, threads)
+    except LoadFailed as error:
+        log.warning("%s; its ONNX file is loaded instead", error)
+        return None
+
+
+def _load_graph(package: InstalledPackage, engine: Engine, threads: int | None) -> EngineModel:
+    graph = package.read_verified(package.manifest.graph)
+    for file in package.manifest.files:
+        if file.role == "graph-data":
+            package.check(file)
+    return _load(package.manifest, engine, graph, package.paths, threads)
+
+
+def _load(manifest: Manifest, engine: Engine, graph: bytes, paths: Mapping[str, Path], threads: int | None) -> EngineModel:
+    try:
+        return engine.load(manifest, graph, paths, threads=threads)
+    except DeviceError:
+        raise
+    except Exception as error:  # An engine may be anybody's: whatever it raises, the old model goes on.
+        raise LoadFailed(f"{engine.name} cannot load {manifest.model_id} version {manifest.version}: {error}") from error
 
 
 def run_golden_test(model: LoadedModel) -> None:
