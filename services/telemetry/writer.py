@@ -178,7 +178,10 @@ class Writer(Worker):
     async def _planned_piece(
         self, consumer: Consumer, partition: int, waiting: Sequence[Record], plan: Plan | None, later: dict[int, list[Record]]
     ) -> Sequence[Record]:
-        """Return what goes in now, reading on until a plan that was begun is whole; the rest goes to `later`."""
+        """Return what goes in now, reading on until a plan that was begun is whole; the rest goes to `later`.
+
+        Raises `PartitionLost` when the partition moves meanwhile, or is handed out anew.
+        """
         all_read = [*waiting, *later.pop(partition, ())]
         found = cut(all_read, plan)
         while found.missing:
@@ -186,7 +189,12 @@ class Writer(Worker):
             if not more.records:
                 log.warning("the log no longer holds all of a planned range; what is there is written", partition=partition)
                 break
-            for number, others in _by_partition(more.records).items():
+            parts = _by_partition(more.records)
+            if partition not in parts:  # other partitions may bring more and more, and this one belong to somebody else
+                await consumer.commit({(events.RECEIVED, partition): all_read[0].offset})
+            elif parts[partition][0].offset <= all_read[-1].offset:
+                raise PartitionLost(f"{events.RECEIVED}/{partition} is handed out anew")
+            for number, others in parts.items():
                 (all_read if number == partition else later.setdefault(number, [])).extend(others)
             found = cut(all_read, plan)
         if found.later:

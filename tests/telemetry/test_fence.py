@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 import pytest
 
+from kit.clock import FakeClock
 from kit.db import Database, Transaction
-from kit.eventlog import Consumer, PartitionLost, Record
+from kit.eventlog import Batch, Consumer, PartitionLost, Record
+from kit.identity import PrincipalSeal
 from kit.olap import Columns
 from kit.olap.chdb import ChdbStore
 from services.telemetry.columnstore import Tables
 from services.telemetry.domain import Plan
-from tests.telemetry.stores import Stores
+from tests.telemetry.stores import Stores, open_stores
 from tests.telemetry.test_writer import fill, inferences, member, plans, raw_count
 
 #: The transactions of a writer that is new to its partitions: taking the fence, planning, then noting that it is done.
@@ -104,6 +107,47 @@ class Gone:
 
     async def commit(self, offsets: object) -> None:
         raise PartitionLost("moved")
+
+
+class Shared:
+    """A consumer that another member joins before its first read; from then on something new is in the log before each read."""
+
+    def __init__(self, real: Consumer, stores: Stores, joined: AsyncExitStack) -> None:
+        self._real, self._stores, self._joined = real, stores, joined
+        self._reads = 0
+
+    async def batch(self, *, max_records: int, max_bytes: int, max_wait_s: float) -> Batch:
+        self._reads += 1
+        if self._reads == 1:
+            await self._joined.enter_async_context(member(self._stores))
+        await fill(self._stores, 8, start=24 + 8 * self._reads)
+        return await self._real.batch(max_records=max_records, max_bytes=max_bytes, max_wait_s=max_wait_s)
+
+    async def commit(self, offsets: Mapping[tuple[str, int], int]) -> None:
+        await self._real.commit(offsets)
+
+
+async def test_who_reads_on_for_a_planned_range_notices_that_it_has_moved(tmp_path: Path, clock: FakeClock, seal: PrincipalSeal) -> None:
+    """While other partitions bring more and more, the rest of the range comes to its new owner only."""
+    async with open_stores(tmp_path, clock, seal) as stores:
+        await fill(stores, 24)
+        tables, stores.tables = stores.tables, Dying(stores.olap)
+        dying = stores.writer()
+        stores.tables = tables
+        async with member(stores) as consumer:
+            with pytest.raises(ConnectionAbortedError):
+                await dying.write(consumer, await handed_out(consumer, 24))
+        async with member(stores), member(stores) as second:  # it takes over what the second of two gets
+            moving = (await second.batch(max_records=1, max_bytes=1 << 24, max_wait_s=5)).records[0]
+            assert (await plans(stores))[moving.partition].last > moving.offset
+        async with AsyncExitStack() as joined, member(stores) as consumer:
+            records = await handed_out(consumer, 24)
+            begun = [record for record in records if (record.partition, record.offset) == (moving.partition, moving.offset)]
+            async with asyncio.timeout(30):
+                with pytest.raises(PartitionLost):
+                    await stores.writer().write(Shared(consumer, stores, joined), begun)  # type: ignore[arg-type]
+        await stores.write_all()
+        assert all(plan.done for plan in (await plans(stores)).values())
 
 
 async def handed_out(consumer: Consumer, count: int) -> list[Record]:
