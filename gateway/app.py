@@ -27,6 +27,7 @@ from kit.context import request_id, traceparent
 from kit.errors import Forbidden, Internal, Invalid, MethodNotAllowed, NotFound, Problem, Unauthorized
 from kit.identity import COUNTRY_HEADER, PRINCIPAL_HEADER, REQUEST_ID_HEADER, Kind, PrincipalSeal
 from kit.ids import new_id
+from kit.logs import debugging
 from kit.metrics import Metrics
 from kit.tracing import TRACEPARENT_HEADER
 
@@ -137,8 +138,11 @@ class Gateway:
             await http.send_problem(answer, Internal("a fault of ours; the server's log has it under this request id"))
         finally:
             upstream = route.upstream if route else "gateway"
+            seconds = time.perf_counter() - began
             self._metrics.count("latebind_http_requests_total", service=upstream, method=scope["method"], status=str(status))
-            self._metrics.observe("latebind_http_request_seconds", time.perf_counter() - began, service=upstream)
+            self._metrics.observe("latebind_http_request_seconds", seconds, service=upstream)
+            if debugging():
+                log.debug("request answered", method=scope["method"], path=path, service=upstream, status=status, seconds=round(seconds, 4))
 
     async def _forward(  # noqa: PLR0917 - what a request is made of
         self, route: Route, own_id: bytes, scope: http.Scope, receive: http.Receive, send: http.Send, limit: Deadline

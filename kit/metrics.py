@@ -46,6 +46,9 @@ KIT_METRICS = (
     Metric("latebind_outbox_oldest_seconds", "gauge", "Age of the oldest event that waits for the relay.", ("service",)),
     Metric("latebind_log_lag_records", "gauge", "Records of a topic that a group has not committed.", ("group", "topic")),
     Metric("latebind_log_records_total", "counter", "Records a group handled and committed.", ("group",)),
+    Metric(
+        "latebind_log_stalls_total", "counter", "Consumers that got nothing although there was something, and were replaced.", ("group",)
+    ),
     Metric("latebind_log_failures_total", "counter", "Batches whose handler failed and that were read again.", ("group",)),
     Metric("latebind_log_batch_seconds", "histogram", "Time to handle and commit one batch.", ("group",)),
 )

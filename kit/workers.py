@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from kit.clock import Clock, SystemClock
 from kit.context import request_id
-from kit.eventlog import Batch, Consumer, EventLog, PartitionLost
+from kit.eventlog import Batch, Consumer, ConsumerStoodStill, EventLog, PartitionLost
 from kit.logs import get_logger, log_context
 from kit.metrics import Metrics, NullMetrics
 from kit.tracing import Attributes, handling
@@ -272,17 +272,19 @@ class _Consume(Worker):
         self._clock, self._metrics = clock, metrics
         self._failures = 0
         self._last_error = ""
+        self._stood_still = ""
 
     def problem(self) -> str | None:
-        """Say that handling failed several times in a row."""
-        if self._failures < UNHEALTHY_AFTER:
-            return None
+        """Say that handling failed several times in a row, or that there is no consumer that reads."""
+        if self._stood_still or self._failures < UNHEALTHY_AFTER:
+            return self._stood_still or None
         return f"failed {self._failures} times in a row ({self._last_error})"
 
     async def run(self, stop: Stop) -> None:
         """Batch → handle → commit, until the stop. The batch in hand is finished; nothing is taken afterwards."""
         backoff = Backoff()
         async with self._log.consumer(self._group, self._topics) as consumer:
+            self._stood_still = ""
             while not stop.requested:
                 try:
                     batch = await self._gather(consumer, stop)
@@ -294,6 +296,10 @@ class _Consume(Worker):
                 except PartitionLost:
                     log.info("a partition moved to another consumer; its batch is dropped here", group=self._group)
                     await consumer.rewind()
+                except ConsumerStoodStill as error:
+                    self._stood_still = str(error)
+                    self._metrics.count("latebind_log_stalls_total", group=self._group)
+                    raise  # this run ends as crashed, and the next one joins anew
                 except Exception as error:
                     self._failures += 1
                     self._last_error = type(error).__name__

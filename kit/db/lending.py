@@ -8,6 +8,7 @@ made. When that is silent too, nobody else waits (`kit.silence`).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -17,8 +18,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from kit.silence import Silence, Silent
 
-#: The first answer on a connection takes at most so long.
+#: The first answer on a connection takes at most so long, counted in slices of the loop's time: see `_Watch`.
 _ANSWER_S = 1.0
+_SLICE_S = 0.1
+_LATE_S = 0.05
+_SLICES = round(_ANSWER_S / _SLICE_S)
 
 
 class Lender:
@@ -69,23 +73,49 @@ async def _greeted(connection: AsyncConnection, greeting: Executable) -> None:
     """Execute the statement. Raises `Silent` when no answer came in time; the connection is cut off then."""
     driver = (await connection.get_raw_connection()).driver_connection
     assert driver is not None
-    cut = False
-
-    def cut_off() -> None:
-        nonlocal cut
-        cut = True
-        # Not a cancellation, which would say good-bye first and wait for an answer to that.
-        driver.terminate()
-
-    watch = asyncio.get_running_loop().call_later(_ANSWER_S, cut_off)
+    # Not a cancellation, which would say good-bye first and wait for an answer to that.
+    watch = _Watch(driver.terminate)
     try:
         await connection.execute(greeting)
     except DBAPIError as error:
-        if cut:
+        if watch.fired:
             raise Silent from error
         raise
     finally:
         watch.cancel()
+
+
+class _Watch:
+    """Calls `cut_off` when `_ANSWER_S` have passed in which the loop could have seen an answer.
+
+    A loop that was busy sees its timers first, and an answer that has long arrived only then. So time is counted in slices: one that the
+    loop was late for counts once, however long it was, and none that ends late is the last one, until twice as many have passed. A server
+    that is silent is cut off after 1 s; on a loop that is always late after twenty of its slices.
+    """
+
+    def __init__(self, cut_off: Callable[[], object]) -> None:
+        self.fired = False
+        self._cut_off = cut_off
+        self._loop = asyncio.get_running_loop()
+        self._slices = 0
+        self._wait()
+
+    def cancel(self) -> None:
+        """Watch no more."""
+        self._timer.cancel()
+
+    def _wait(self) -> None:
+        self._due = self._loop.time() + _SLICE_S
+        self._timer = self._loop.call_at(self._due, self._turn)
+
+    def _turn(self) -> None:
+        self._slices += 1
+        late = self._loop.time() > self._due + _LATE_S
+        if self._slices < _SLICES or (late and self._slices < 2 * _SLICES):
+            self._wait()
+            return
+        self.fired = True
+        self._cut_off()
 
 
 def _cut(dbapi_connection: Any, _record: Any) -> None:

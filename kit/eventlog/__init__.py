@@ -29,6 +29,10 @@ class PartitionLost(Exception):
     """A commit came too late: the partition belongs to another consumer now, which receives the batch again."""
 
 
+class ConsumerStoodStill(Exception):
+    """A consumer was handed nothing for too long although there is something to read. Only a new one helps: leave it, and join again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """What is appended. Records of one `key` keep their order."""
@@ -68,7 +72,7 @@ class Consumer(Protocol):
     async def batch(self, *, max_records: int, max_bytes: int, max_wait_s: float) -> Batch:
         """Return what has arrived, at most `max_records` and about `max_bytes`, waiting at most `max_wait_s` for the first record.
 
-        Each call goes on behind the call before, committed or not.
+        Each call goes on behind the call before, committed or not. Raises `Unavailable`, or `ConsumerStoodStill`.
         """
         ...
 

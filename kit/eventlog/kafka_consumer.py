@@ -2,6 +2,9 @@
 
 The library hands out as much as it fetched; what exceeds a batch's limits waits here. A rebalance forgets what waits and what was
 handed out: those records go to the new owner of their partition, so a commit of them raises `PartitionLost`.
+
+The library finds back by itself after most outages, not after all (aio-libs/aiokafka#1154): who gets nothing for three sessions looks
+whether there is something, and raises `ConsumerStoodStill`.
 """
 
 from __future__ import annotations
@@ -24,15 +27,17 @@ from aiokafka.errors import (
 )
 
 from kit.errors import Unavailable
-from kit.eventlog import Batch, PartitionLost, Record
+from kit.eventlog import Batch, ConsumerStoodStill, PartitionLost, Record
 from kit.logs import get_logger
 
 if TYPE_CHECKING:
     from kit.eventlog.kafka import KafkaOptions
 
 _DEADLINE_S = 10.0
-#: When nothing came for so long it is asked whether the library's consumer is stuck; then it is replaced (aio-libs/aiokafka#1154).
-_STALLED_S = 30.0
+#: So many sessions without progress are too many. A rebalance takes one.
+_STALLED_SESSIONS = 3
+#: So long after its time a fetch is not waited for: the group is being shared out anew.
+_LATE_S = 1.0
 _MOVED = (CommitFailedError, IllegalGenerationError, IllegalStateError, RebalanceInProgressError, UnknownMemberIdError)
 
 log = get_logger(__name__)
@@ -47,6 +52,7 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._waiting: deque[Any] = deque()
         self._handed_out: dict[TopicPartition, int] = {}
         self._progress_at = time.monotonic()
+        self._leaving = set[asyncio.Task[None]]()
 
     async def start(self) -> None:
         """Join the group. Raises what the library raises."""
@@ -66,8 +72,7 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
             async with asyncio.timeout(2 * _DEADLINE_S + self._options.session_s):
                 await consumer.start()
         except BaseException:
-            with contextlib.suppress(Exception):
-                await consumer.stop()
+            await self._leave(consumer)
             raise
         self._consumer = consumer
         self._progress_at = time.monotonic()
@@ -78,9 +83,19 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
             return
         consumer, self._consumer = self._consumer, None
         self._forget()
-        with contextlib.suppress(KafkaError, TimeoutError, OSError):
-            async with asyncio.timeout(_DEADLINE_S):
+        await self._leave(consumer)
+
+    async def _leave(self, consumer: Any) -> None:
+        """Wait a while for the library's consumer to end. It is not cut short: what is left of one goes on trying heartbeats for ever."""
+
+        async def leave() -> None:
+            with contextlib.suppress(KafkaError, TimeoutError, OSError):
                 await consumer.stop()
+
+        leaving = asyncio.create_task(leave())
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
+        await asyncio.wait({leaving}, timeout=_DEADLINE_S)
 
     def on_partitions_revoked(self, revoked: Any) -> None:
         """Forget what was not committed (called by the library before a rebalance)."""
@@ -92,7 +107,7 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._progress_at = time.monotonic()
 
     async def batch(self, *, max_records: int, max_bytes: int, max_wait_s: float) -> Batch:
-        """Return what has arrived; see `kit.eventlog.Consumer`. Raises `Unavailable` when the group cannot be joined again."""
+        """Return what has arrived; see `kit.eventlog.Consumer`."""
         if not self._waiting:
             await self._fetch(max_records, max_wait_s)
         records: list[Record] = []
@@ -143,22 +158,34 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._forget()
 
     async def _fetch(self, max_records: int, max_wait_s: float) -> None:
+        rebalancing = False
+        found: dict[TopicPartition, list[Any]] = {}
         try:
-            found = await self._running().getmany(timeout_ms=int(max_wait_s * 1000), max_records=max_records)
+            async with asyncio.timeout(max_wait_s + _LATE_S):
+                found = await self._running().getmany(timeout_ms=int(max_wait_s * 1000), max_records=max_records)
         except IllegalStateError:
             return
+        except TimeoutError:
+            rebalancing = True
         except KafkaError as error:
+            await self._look_for_progress(rebalancing=False)
             raise Unavailable("the event log cannot be read now; it is tried again") from error
         for messages in found.values():
             self._waiting.extend(messages)
-        now = time.monotonic()
         if self._waiting:
-            self._progress_at = now
-        elif now - self._progress_at > _STALLED_S:
-            self._progress_at = now
-            if await self._is_stuck():
-                log.warning("a consumer stood still and is replaced", group=self._group)
-                await self._replace()
+            self._progress_at = time.monotonic()
+        else:
+            await self._look_for_progress(rebalancing=rebalancing)
+
+    async def _look_for_progress(self, *, rebalancing: bool) -> None:
+        """Raise `ConsumerStoodStill` when nothing has come for too long although something should have."""
+        silent_s = time.monotonic() - self._progress_at
+        if silent_s < _STALLED_SESSIONS * self._options.session_s:
+            return
+        if rebalancing or await self._is_stuck():
+            log.error("a consumer stood still; a new one is needed", group=self._group, silent_s=round(silent_s), rebalancing=rebalancing)
+            raise ConsumerStoodStill(f"{self._group} got nothing for {silent_s:.0f} s although there is something; it joins its group anew")
+        self._progress_at = time.monotonic()
 
     async def _is_stuck(self) -> bool:
         """Whether there is something to read, or the brokers cannot say: after an outage the library may never find back."""
@@ -174,13 +201,6 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         except (KafkaError, TimeoutError, OSError):
             return True
         return False
-
-    async def _replace(self) -> None:
-        await self.stop()
-        try:
-            await self.start()
-        except (KafkaError, TimeoutError, OSError) as error:
-            raise Unavailable("the group cannot be joined again; it is tried again") from error
 
     def _running(self) -> Any:
         if self._consumer is None:

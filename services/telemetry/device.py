@@ -13,7 +13,7 @@ from kit import http
 from kit.context import request_id
 from kit.errors import Internal, MethodNotAllowed, NotFound, Problem
 from kit.identity import COUNTRY_HEADER, PRINCIPAL_HEADER, REQUEST_ID_HEADER, Access, PrincipalSeal, authorize
-from kit.logs import get_logger
+from kit.logs import debugging, get_logger
 from kit.web import RawOperation
 from services.telemetry.errors import TelemetryInvalid
 from services.telemetry.service import Telemetry
@@ -86,6 +86,8 @@ class DeviceApp:
         batch_id = batch_id_of(encoding, body)
         country = (http.header(scope, COUNTRY_HEADER) or b"").decode("ascii", "replace")
         await self._telemetry.accept(device, country=country, encoding=encoding, body=body)
+        if debugging():
+            log.debug("telemetry batch accepted", batch_id=batch_id, bytes=len(body), encoding=encoding)
         answer = b'{"batch_id":"%s"}' % batch_id.encode()
         await http.send_bytes(send, 202, answer, [(b"content-type", b"application/json")])
 

@@ -19,8 +19,8 @@ import numpy as np
 
 from kit.clock import Clock
 from kit.db import Database
-from kit.eventlog import Consumer, EventLog, Message, PartitionLost, Record
-from kit.logs import get_logger
+from kit.eventlog import Consumer, ConsumerStoodStill, EventLog, Message, PartitionLost, Record
+from kit.logs import debugging, get_logger
 from kit.metrics import Metric, Metrics
 from kit.tracing import handling
 from kit.workers import UNHEALTHY_AFTER, Backoff, Stop, Worker
@@ -36,6 +36,8 @@ METRICS = (
     Metric("latebind_telemetry_lag_seconds", "gauge", "Age of the oldest batch of the last insert when it was written.", ()),
 )
 _IDLE_S = 5.0
+#: So many rejected batches of one insert are named in the log; all are among the dead letters.
+_NAMED = 20
 #: So soon after its stores are back the writer goes on.
 _LONGEST_PAUSE_S = 5.0
 
@@ -99,7 +101,7 @@ class Writer(Worker):
             try:
                 records = await stop.unless(self._gather(consumer))
                 if self._without_consumer:  # it reads again, also when there is nothing to write
-                    self._without_consumer, self._failures = False, 0
+                    self._without_consumer, self._failures, self._stuck = False, 0, ""
                 if not records:
                     continue
                 await self.write(consumer, records)
@@ -108,6 +110,10 @@ class Writer(Worker):
             except PartitionLost:
                 log.info("a partition moved to another writer, which goes on with its plan")
                 await consumer.rewind()
+            except ConsumerStoodStill as error:
+                self._stuck = str(error)
+                self._metrics.count("latebind_log_stalls_total", group=GROUP)
+                raise
             except Exception as error:
                 await self._after_failure(error, stop, backoff)
                 await consumer.rewind()
@@ -115,7 +121,7 @@ class Writer(Worker):
     async def _after_failure(self, error: Exception, stop: Stop, backoff: Backoff) -> None:
         """Note it for readiness, and pause."""
         self._failures += 1
-        self._stuck = str(error) if isinstance(error, TooManyRejects) else ""
+        self._stuck = str(error) if isinstance(error, TooManyRejects | ConsumerStoodStill) else ""
         self._metrics.count("latebind_log_failures_total", group=GROUP)
         pause = backoff.next_pause()
         log.error("telemetry could not be written; it is read again", failures=self._failures, pause_s=round(pause, 2), exc_info=error)
@@ -222,6 +228,7 @@ class Writer(Worker):
         self._held |= {plan.partition: Held(self._held[plan.partition].epoch, replace(plan, done=True)) for plan in plans}
         self._patience = patience
         self._count(ranges, len(letters))
+        _tell(ranges, letters)
 
     async def _reopen(self, days: Collection[date]) -> None:
         """Say that days have got samples, so that what was rolled up without them answers no more.
@@ -257,7 +264,6 @@ class Writer(Worker):
         self._metrics.count("latebind_log_records_total", len(records), group=GROUP)
         self._metrics.count("latebind_telemetry_batches_total", len(records) - rejected, outcome="written")
         if rejected:
-            log.warning("telemetry batches were rejected", batches=rejected, topic=events.REJECTED)
             self._metrics.count("latebind_telemetry_batches_total", rejected, outcome="rejected")
         oldest = min(record.timestamp_ms for record in records) / 1000
         self._metrics.gauge("latebind_telemetry_lag_seconds", max(0.0, self._clock.now().timestamp() - oldest))
@@ -278,6 +284,20 @@ async def decoded(values: Sequence[bytes], rejects: list[Reject]) -> AsyncGenera
     finally:
         # The thread cannot be stopped; two of them must not use the iterator.
         await asyncio.wait([upcoming])
+
+
+def _tell(ranges: Mapping[int, Sequence[Record]], letters: Sequence[Message]) -> None:
+    """Log what became of batches, each under the request that brought it."""
+    if letters:
+        log.warning("telemetry batches were rejected", batches=len(letters), topic=events.REJECTED)
+    for letter in letters[:_NAMED]:
+        told = {name: letter.headers[name] for name in ("reason", "source-partition", "source-offset")}
+        log.warning("a telemetry batch was rejected", request_id=letter.headers.get("request-id", ""), **told)
+    if debugging():
+        for records in ranges.values():
+            for record in records:
+                where = {"partition": record.partition, "offset": record.offset}
+                log.debug("telemetry batch written", request_id=record.headers.get("request-id", ""), **where)
 
 
 def _patience_after(patience: Patience, records: Sequence[Record], rejects: Sequence[Reject]) -> Patience:
