@@ -196,7 +196,7 @@ async def test_two_children_of_one_parent_share_no_random_numbers(sandbox: Sandb
         async with sandbox.workspace() as workspace:
             workspace.path("0").write_bytes(bytes(model))
             job = {
-                "task": "reference", "format": "onnx", "graph": "in/0", "data": {}, "samples": None, "seconds": 30,
+                "task": "reference", "format": "onnx", "graph": "in/0", "data": {}, "samples": None, "golden": None, "seconds": 30,
                 "inputs": [{"called": "x", **tensor("x", "float32", [1, 4])}],
                 "outputs": [{"called": "y", **tensor("y", "float32", [1, 4])}],
             }  # fmt: skip
