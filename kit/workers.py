@@ -157,7 +157,9 @@ class Workers:
                     await worker.run(self.stop)
                     self._crashes.pop(worker.name, None)
                     return
-                except Exception as error:
+                except (Exception, asyncio.CancelledError) as error:
+                    if _told_to_end(error):
+                        raise
                     pause = backoff.next_pause()
                     self._crashes[worker.name] = f"crashed ({type(error).__name__})"
                     self._metrics.count("latebind_worker_crashes_total", worker=worker.name)
@@ -175,6 +177,12 @@ class Workers:
         self._crashes.pop(worker.name, None)
         await self._clock.sleep(STEADY_S - green_s)
         backoff.reset()
+
+
+def _told_to_end(error: BaseException) -> bool:
+    """Whether this task is being cancelled. A library may let the end of a task of its own out as `CancelledError`: that is a crash."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
 @asynccontextmanager

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -22,6 +22,7 @@ from kit.checks import Findings, fault, ok
 from kit.errors import TooLarge, Unavailable
 from kit.eventlog import Consumer, Message, Record, check_partitions
 from kit.eventlog.kafka_checks import examine_topics
+from kit.eventlog.kafka_clients import closed
 from kit.eventlog.kafka_consumer import KafkaConsumer, record_of
 from kit.eventlog.kafka_producer import Encoded, KafkaProducer
 from kit.logs import get_logger
@@ -147,7 +148,7 @@ class KafkaLog:
                     if not left:
                         return
             finally:
-                await consumer.stop()
+                await closed(consumer.stop(), _ADMIN_S)
 
     async def ping(self) -> None:
         """Raise `Unavailable` when the cluster does not answer within a second."""
@@ -210,9 +211,7 @@ class KafkaLog:
         for client in (self._admin, self._reader):
             if client is not None:
                 close = client.close if isinstance(client, AIOKafkaAdminClient) else client.stop
-                with contextlib.suppress(KafkaError, TimeoutError, OSError):
-                    async with asyncio.timeout(self.options.append_s):
-                        await close()
+                await closed(close(), self.options.append_s)
 
     @asynccontextmanager
     async def _asking(self, within_s: float) -> AsyncIterator[None]:
@@ -225,9 +224,7 @@ class KafkaLog:
             reader, self._reader = self._reader, None
             for close in (admin and admin.close, reader and reader.stop):
                 if close:
-                    with contextlib.suppress(KafkaError, TimeoutError, OSError):
-                        async with asyncio.timeout(_PING_S):
-                            await close()
+                    await closed(close(), _PING_S)
             raise
 
     async def _connected_admin(self) -> AIOKafkaAdminClient:
@@ -263,13 +260,12 @@ def _encoded(message: Message) -> Encoded:
     return Encoded(message.key.encode(), message.value, headers)
 
 
-async def _started(client: T, close: Callable[[], Awaitable[None]]) -> T:
+async def _started(client: T, close: Callable[[], Coroutine[Any, Any, None]]) -> T:
     """Start a client of the library and return it; one that cannot start leaves nothing open."""
     try:
         await client.start()  # type: ignore[attr-defined]
     except BaseException:
-        with contextlib.suppress(Exception):
-            await close()
+        await closed(close(), _ADMIN_S)
         raise
     return client
 

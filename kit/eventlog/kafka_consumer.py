@@ -10,7 +10,6 @@ whether there is something, and raises `ConsumerStoodStill`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -28,6 +27,7 @@ from aiokafka.errors import (
 
 from kit.errors import Unavailable
 from kit.eventlog import Batch, ConsumerStoodStill, PartitionLost, Record
+from kit.eventlog.kafka_clients import closed
 from kit.logs import get_logger
 
 if TYPE_CHECKING:
@@ -52,7 +52,6 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._waiting: deque[Any] = deque()
         self._handed_out: dict[TopicPartition, int] = {}
         self._progress_at = time.monotonic()
-        self._leaving = set[asyncio.Task[None]]()
 
     async def start(self) -> None:
         """Join the group. Raises what the library raises."""
@@ -72,7 +71,7 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
             async with asyncio.timeout(2 * _DEADLINE_S + self._options.session_s):
                 await consumer.start()
         except BaseException:
-            await self._leave(consumer)
+            await closed(consumer.stop(), _DEADLINE_S)
             raise
         self._consumer = consumer
         self._progress_at = time.monotonic()
@@ -83,19 +82,7 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
             return
         consumer, self._consumer = self._consumer, None
         self._forget()
-        await self._leave(consumer)
-
-    async def _leave(self, consumer: Any) -> None:
-        """Wait a while for the library's consumer to end. It is not cut short: what is left of one goes on trying heartbeats for ever."""
-
-        async def leave() -> None:
-            with contextlib.suppress(KafkaError, TimeoutError, OSError):
-                await consumer.stop()
-
-        leaving = asyncio.create_task(leave())
-        self._leaving.add(leaving)
-        leaving.add_done_callback(self._leaving.discard)
-        await asyncio.wait({leaving}, timeout=_DEADLINE_S)
+        await closed(consumer.stop(), _DEADLINE_S)
 
     def on_partitions_revoked(self, revoked: Any) -> None:
         """Forget what was not committed (called by the library before a rebalance)."""

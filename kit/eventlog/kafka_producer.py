@@ -7,7 +7,6 @@ the broker refuses all that comes behind (aio-libs/aiokafka#1017): only a produc
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,6 +14,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, OutOfOrderSequenceNumber, ProducerClosed, UnknownProducerId
 
 from kit.eventlog import LogFull
+from kit.eventlog.kafka_clients import closed
 from kit.logs import get_logger
 
 if TYPE_CHECKING:
@@ -129,8 +129,7 @@ class KafkaProducer:
                 try:
                     await producer.start()
                 except BaseException:
-                    with contextlib.suppress(Exception):
-                        await producer.stop()
+                    await closed(producer.stop(), self._options.append_s)
                     raise
                 self._producer = producer
             return self._producer
@@ -138,14 +137,9 @@ class KafkaProducer:
     def _replace(self, producer: AIOKafkaProducer) -> None:
         """Let a producer end what it has begun for others; the next append makes a new one."""
         self._producer = None
-        task = asyncio.create_task(self._stopped(producer))
+        task = asyncio.create_task(closed(producer.stop(), self._options.append_s))
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
-
-    async def _stopped(self, producer: AIOKafkaProducer) -> None:
-        with contextlib.suppress(KafkaError, TimeoutError, OSError):
-            async with asyncio.timeout(self._options.append_s):
-                await producer.stop()
 
     def _sent(self, size: int) -> None:
         self._waiting_bytes -= size

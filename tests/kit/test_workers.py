@@ -20,16 +20,17 @@ TOPIC = "things.happened"
 class Job(Worker):
     """A worker whose runs a test decides."""
 
-    def __init__(self, name: str = "job", crashes: int = 0) -> None:
+    def __init__(self, name: str = "job", crashes: int = 0, error: BaseException | None = None) -> None:
         self.name = name
         self.crashes = crashes
+        self.error = error or RuntimeError("broken")
         self.runs = 0
         self.ended = False
 
     async def run(self, stop: Stop) -> None:
         self.runs += 1
         if self.runs <= self.crashes:
-            raise RuntimeError("broken")
+            raise self.error
         await stop.wait()
         await asyncio.sleep(0)
         self.ended = True
@@ -74,6 +75,18 @@ async def test_a_crashed_worker_turns_readiness_red_and_is_started_again(clock: 
         await until(lambda: not workers.problems())
     assert job.ended
     assert 'latebind_worker_crashes_total{worker="job"} 2.0' in metrics.render().decode()
+
+
+async def test_a_cancellation_that_nobody_asked_for_is_a_crash(clock: FakeClock) -> None:
+    """A library that awaits tasks which it has cancelled lets their end out."""
+    job = Job(crashes=1, error=asyncio.CancelledError())
+    async with running([job], clock=clock) as workers:
+        await until(lambda: job.runs == 1)
+        await turns()
+        assert workers.health() == {"job": "crashed (CancelledError)"}
+        clock.advance(LONGEST_PAUSE_S)
+        await until(lambda: job.runs == 2)
+    assert job.ended
 
 
 async def test_a_worker_that_waits_for_its_restart_stops_at_once(clock: FakeClock) -> None:
