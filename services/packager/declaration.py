@@ -64,8 +64,9 @@ class File:
 class Variant:
     """One runnable form. `name` None: by content. `required`: the version fails with it.
 
-    `precision`: what it was made to have; `sources` and `steps`: what it was made of and how; `ort`: the graph once more as ONNX Runtime
-    of the version `ort_version` loads it fastest. Uploaded ready-made, it has none of them.
+    `precision`: what it was made to have; `sources` and `steps`: what it was made of and how. `wants_ort`: the graph is to be there
+    once more, as ONNX Runtime loads it fastest; then `ort` is that form, for the runtime `ort_version` only. Uploaded ready-made, it has
+    none of them.
     """
 
     name: str | None
@@ -75,6 +76,7 @@ class Variant:
     precision: str | None = None
     sources: tuple[str, ...] = ()
     steps: tuple[dict[str, Any], ...] = ()
+    wants_ort: bool = False
     ort: File | None = None
     ort_version: str = ""
 

@@ -7,13 +7,13 @@ own outputs, which are computed here on the same samples.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from services.packager.answer import SourceAnswer, conversion, parse_answer, source_answer, tensor_to_json
 from services.packager.converters import STEPS
-from services.packager.declaration import KINDS, ORT_PATH, PROFILES, Declaration, Variant, Wanted
+from services.packager.declaration import KINDS, PROFILES, Declaration, Variant, Wanted
 from services.packager.domain import Source, Tensor
 from services.packager.errors import ModelRejected, Reason
 from services.packager.files import Files
@@ -163,8 +163,7 @@ class Maker:
             opset, ir = PROFILES[one.profile]
             graph = f"in/source/{read.main}" if source.format == "onnx" else f"in/{_base(one)}"
             if form == "onnx" and (source.format == "onnx" or _base(one) in self._steps):
-                how = {"graph": graph, "precision": precision, "opset": opset, "ir": ir, "slim": one.slim, "ort": one.kind == "ort"}
-                targets[_file(one)] = how
+                targets[_file(one)] = {"graph": graph, "precision": precision, "opset": opset, "ir": ir, "slim": one.slim}
         ports = _ports(source)
         if source.format != "onnx":
             # A converted graph has the declared names already.
@@ -187,8 +186,7 @@ class Maker:
         on_step = self._progress.steps(STEPS, start, end)
         steps, why = conversion(await self._sandbox.convert(workspace, function, job, on_step, tell, seconds=seconds), targets)
         for file in steps:
-            for name in (file, _ort(file)) if job["targets"][file].get("ort") else (file,):
-                workspace.take(name, name, self._sandbox.limits.disk_bytes)
+            workspace.take(file, file, self._sandbox.limits.disk_bytes)
         self._steps |= steps
         self._why |= why
 
@@ -199,11 +197,8 @@ class Maker:
         if file in self._steps:
             graph = await self._files.keep(workspace.path(file), one.graph_path, "graph")
             steps = (*self._steps.get(_base(one), ()), *self._steps[file]) if form == "onnx" else tuple(self._steps[file])
-            made = Variant(one.name, graph, (), one.required, precision, sources, (*prepared.steps, *steps))
-            if one.kind != "ort":
-                return made
-            ort = await self._files.keep(workspace.path(_ort(file)), ORT_PATH, "graph-ort")
-            return replace(made, ort=ort, ort_version=str(steps[-1]["version"]))
+            every = (*prepared.steps, *steps)
+            return Variant(one.name, graph, (), one.required, precision, sources, every, wants_ort=one.kind == "ort")
         if (form, precision, read.source.format) == ("tflite", "fp32", "tflite") and not _is_renamed(read.source):
             graph = await self._files.keep(workspace.path(f"source/{read.main}"), one.graph_path, "graph")
             return Variant(one.name, graph, (), one.required, precision, sources)
@@ -215,10 +210,6 @@ class Maker:
 
 def _file(one: Wanted) -> str:
     return f"{one.name}.{KINDS[one.kind][0]}"
-
-
-def _ort(file: str) -> str:
-    return f"{file.removesuffix('.onnx')}.ort"
 
 
 def _base(one: Wanted) -> str:

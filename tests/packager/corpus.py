@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import numpy as np
 
 from latebind_proto import events_pb2
@@ -102,21 +101,23 @@ async def package_all(corpus: Path, models: Sequence[dict[str, Any]], folder: Pa
     """Package models through one running packager. Raises `AssertionError` where a job ends as none may."""
     ended: list[Ended] = []
     rest = iter(models)
-    async with packaging(folder, jobs_at_once=2) as one, one.client() as client:
+    async with packaging(folder, jobs_at_once=2) as one:
 
         async def work() -> None:
             for model in rest:
-                last = await _push(one, client, corpus, model, given=False)
+                last = await _push(one, corpus, model, given=False)
                 if last.code in WANTS_INPUT and model["set"]:
                     assert "golden.input" in last.detail, last
-                    last = await _push(one, client, corpus, model, given=True)
+                    last = await _push(one, corpus, model, given=True)
                 ended.append(last)
+                if len(ended) % 100 == 0:
+                    print(f"{len(ended)} of {len(models)} models", flush=True)
 
         await asyncio.gather(*(work() for _ in range(_AT_ONCE)))
     return sorted(ended, key=lambda one: one.name)
 
 
-async def _push(one: Packaging, client: httpx2.AsyncClient, corpus: Path, model: dict[str, Any], *, given: bool) -> Ended:
+async def _push(one: Packaging, corpus: Path, model: dict[str, Any], *, given: bool) -> Ended:
     place = corpus / model["name"]
     golden: dict[str, Any] = {"rtol": model["rtol"], "atol": model["atol"]}
     declaration: dict[str, Any] = {"variants": [{"files": [await one.put("model.onnx", (place / "model.onnx").read_bytes())]}]}
@@ -124,7 +125,7 @@ async def _push(one: Packaging, client: httpx2.AsyncClient, corpus: Path, model:
         declaration["evaluation"] = {"file": await one.put("set.npz", (place / "set.npz").read_bytes())}
     if given:
         golden["input"] = await one.put("golden.npz", (place / "input.npz").read_bytes())
-    job = await _job(one, client, {**declaration, "golden": golden})
+    job = await _job(one, {**declaration, "golden": golden})
     if job["state"] != "succeeded":
         problem = job["problem"]
         assert job["state"] == "failed" and problem["code"] and len(problem["detail"]) > 20, (model["name"], job)
@@ -144,16 +145,17 @@ async def _push(one: Packaging, client: httpx2.AsyncClient, corpus: Path, model:
     return Ended(model["name"], None, given=given, equal=equal)
 
 
-async def _job(one: Packaging, client: httpx2.AsyncClient, declaration: dict[str, Any]) -> dict[str, Any]:
+async def _job(one: Packaging, declaration: dict[str, Any]) -> dict[str, Any]:
     """Commit a version and wait for the end of its job, through the route that people ask."""
     job_id = await one.commit(declaration)
-    while True:
-        answer = await client.get(f"/v1/jobs/{job_id}")
-        assert answer.status_code == 200, answer.text
-        job: dict[str, Any] = answer.json()
-        if job["state"] in {"succeeded", "failed", "cancelled"}:
-            return {**job, "job_id": job_id}
-        await asyncio.sleep(_LOOK_S)
+    async with one.client() as client:
+        while True:
+            answer = await client.get(f"/v1/jobs/{job_id}")
+            assert answer.status_code == 200, answer.text
+            job: dict[str, Any] = answer.json()
+            if job["state"] in {"succeeded", "failed", "cancelled"}:
+                return {**job, "job_id": job_id}
+            await asyncio.sleep(_LOOK_S)
 
 
 def _are_equal(outputs: Any, expected: Any, model: dict[str, Any]) -> bool:

@@ -41,6 +41,7 @@ STEPS = {
     "freezing": "freezing the graph",
     "converting": "converting it to ONNX",
     "converting-tflite": "converting it to TFLite",
+    "converting-ort": "writing it in ONNX Runtime's own format",
     "slimming": "slimming the graph",
     "calibrating": "running the calibration samples",
     "quantising": "quantising the weights",
@@ -65,6 +66,7 @@ class Converter:
 CONVERTERS = {
     "from_tensorflow": Converter("tf", "from_tensorflow", "convert"),
     "onnx_variants": Converter("onnx", "onnx_variants", "convert"),
+    "to_ort": Converter("onnx", "to_ort"),
     "describe": Converter("onnx", "describe"),
     "describe_tf": Converter("tf", "describe", "describe"),
     "describe_sk": Converter("sk", "describe", "describe"),

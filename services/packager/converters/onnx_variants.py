@@ -28,8 +28,7 @@ def convert(job: Mapping[str, Any], step: Step) -> dict[str, Any]:
 
     Job: `inputs` and `outputs` (each `name`, and `called` in the graph), `calibration` (.npz, one array per input,
     samples on the first axis) or null, `targets`: output file to `{"graph": "in/…", "precision": "fp32" | "fp16" | "int8", "opset": 15,
-    "ir": 8, "slim": true, "ort": false}`; with `ort` a second file of the same name with this ending, in ONNX Runtime's own format.
-    External data lies beside its graph.
+    "ir": 8, "slim": true}`. External data lies beside its graph.
 
     Returns `made` (file to lineage steps) and `failed` (file to words). One target that fails spoils no other.
     """
@@ -49,8 +48,6 @@ def convert(job: Mapping[str, Any], step: Step) -> dict[str, Any]:
             if model.ByteSize() > _MAX_BYTES:
                 raise ValueError("the result has more than 2 GiB; use external data and push it ready-made")
             onnx.save(model, Path("out", file))
-            if target["ort"]:
-                steps = [*steps, _save_ort(Path("out", file))]
         except Exception as error:
             failed[file] = f"{type(error).__name__}: {' '.join(str(error).split())}"[:_MAX_WORDS]
             continue
@@ -122,19 +119,6 @@ def _precise(model: onnx.ModelProto, steps: list[How], precision: str, calibrati
 
     made, options = quantise(copy, calibration)
     return made, [*steps, _step("onnxruntime", precision="int8", **options)]
-
-
-def _save_ort(graph: Path) -> How:
-    """Let the runtime write what it makes of a graph when it loads it, without what holds for this processor only."""
-    import onnxruntime  # noqa: PLC0415 - only where it is asked for
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.optimized_model_filepath = str(graph.with_suffix(".ort"))
-    options.add_session_config_entry("session.save_model_format", "ORT")
-    onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    return _step("onnxruntime", format="ort", optimisation="extended")
 
 
 def _step(tool: str, **options: Any) -> How:

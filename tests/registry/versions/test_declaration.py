@@ -52,6 +52,12 @@ def faults(change: Any) -> list[tuple[str, str]]:
     return [(fault["field"], fault["code"]) for fault in caught.value.extra["errors"]]
 
 
+def _converted(declaration: Any, kind: str, path: str) -> None:
+    declaration["source"] = {"files": [{"path": "model.onnx", "sha256": D, "size": 5}]}
+    declaration["variants"][1] = {"convert": {"to": kind}}
+    declaration["files"].append({"path": path, "sha256": "f" * 64, "size": 1})
+
+
 def test_a_good_one_passes() -> None:
     check_declaration(GOOD)
 
@@ -104,6 +110,8 @@ def test_values_can_be_written_and_read_in_any_language(value: Any) -> None:
         ("inputs.0.range", "OUT_OF_RANGE", lambda d: d["inputs"][0].update(range=[1, 0])),
         ("inputs.0.range", "OUT_OF_RANGE", lambda d: d["inputs"][0].update(range=[0, float("inf")])),
         ("golden.rtol", "OUT_OF_RANGE", lambda d: d["golden"].update(rtol=float("inf"))),
+        ("variants.1.convert", "DUPLICATE", lambda d: _converted(d, "ort", "model.ort")),
+        ("variants.1.convert", "DUPLICATE", lambda d: _converted(d, "ort", "model.onnx")),
         ("golden.input.path", "UNSAFE_PATH", lambda d: d["golden"]["input"].update(path="../x")),
         ("lineage.source_sha256.0", "NOT_A_DIGEST", lambda d: d["lineage"].update(source_sha256=["x"])),
     ],
