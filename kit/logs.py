@@ -18,6 +18,7 @@ from structlog.contextvars import bound_contextvars
 from structlog.typing import FilteringBoundLogger, Processor
 
 from kit.context import request_id, traceparent
+from kit.log_repeats import FewRepeats
 
 REDACTED = "[redacted]"
 
@@ -34,7 +35,7 @@ _SECRET_TEXT = re.compile(
     r"|(?<=signature=)[A-Za-z0-9_%-]{8,}"
 )
 _MAX_DEPTH = 6
-#: Libraries that tell each step of theirs at debug, where nobody would find ours.
+#: Libraries that tell each step of theirs at debug, where nobody would find ours, and each attempt while a server is away.
 _CHATTY = ("aiokafka", "asyncio", "urllib3")
 _ROUTED = ("uvicorn", "uvicorn.error", "uvicorn.access", "alembic")
 
@@ -96,6 +97,7 @@ def configure_logging(*, level: str = "info", json: bool | None = None, stream: 
         last += [structlog.processors.format_exc_info, _redact_event, structlog.dev.ConsoleRenderer(colors=stream.isatty())]
     handler = logging.StreamHandler(stream)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=last))
+    handler.addFilter(FewRepeats(_CHATTY))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(number)

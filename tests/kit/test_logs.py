@@ -57,6 +57,29 @@ def test_lines_below_the_level_are_not_written(lines: io.StringIO) -> None:
     assert lines.getvalue() == ""
 
 
+def test_a_library_that_repeats_itself_is_heard_every_ten_seconds(lines: io.StringIO) -> None:
+    library = logging.getLogger("aiokafka.conn")
+
+    def says(at: float, number: int) -> None:
+        record = library.makeRecord(library.name, logging.ERROR, "", 0, "Unable to connect to node %s", (number,), None)
+        record.created = at
+        library.handle(record)
+
+    for number in range(100):
+        says(1000 + number / 11, number)
+    library.error("something else")
+    get_logger("kit.eventlog").error("ours")
+    get_logger("kit.eventlog").error("ours")
+    says(1010, 100)
+    assert [json.loads(line)["event"] for line in lines.getvalue().splitlines()] == [
+        "Unable to connect to node 0",
+        "something else",
+        "ours",
+        "ours",
+        "Unable to connect to node 100 (and 99 more like it)",
+    ]
+
+
 def test_context_is_on_every_line(lines: io.StringIO) -> None:
     token = request_id.set("r_1")
     with log_context(worker="w"):
