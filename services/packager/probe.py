@@ -73,23 +73,24 @@ def probe(
     started = time.monotonic()
     refusal: ModelRejected | None = None
     usual = next(attempts(inputs))
+    advice = _OR_GIVE if given is None else ""
     for style, size in attempts(inputs) if given is None else [usual]:
         if refusal is not None and time.monotonic() - started > seconds:
             break
         feed = generate(inputs, size, style) if given is None else given
         try:
-            first = _run(run, feed)
+            first = _run(run, feed, advice)
         except ModelRejected as error:
             # The first failure is the most telling one: later attempts use odder input.
             refusal = refusal or error
             continue
-        check_outputs(outputs, first, generated=given is None)
+        check_outputs(outputs, first, advice)
         if not _finite(first):
-            refusal = _not_finite(first)
+            refusal = _not_finite(first, advice)
             continue
         rtol, atol = tolerances(first, precision)
         atol = min(atol, 1e299)  # what an answer may say
-        second = _run(run, feed)
+        second = _run(run, feed, advice)
         if not close(second, first, rtol, atol):
             raise ModelRejected(
                 Reason.MODEL_NOT_DETERMINISTIC,
@@ -148,10 +149,10 @@ def close(actual: Mapping[str, Any], expected: Mapping[str, Any], rtol: float, a
     return True
 
 
-def check_outputs(declared: tuple[Tensor, ...], outputs: Mapping[str, Any], *, generated: bool = False) -> None:
+def check_outputs(declared: tuple[Tensor, ...], outputs: Mapping[str, Any], advice: str = "") -> None:
     """Compare what came out with what the model or its owner promised. Raises `ModelRejected` with OUTPUT_MISMATCH or TENSOR_TOO_LARGE.
 
-    `generated`: the input was, and may be why.
+    `advice`: what else to do, where the input was generated and may be why.
     """
     for tensor in declared:
         array = outputs.get(tensor.name)
@@ -165,8 +166,7 @@ def check_outputs(declared: tuple[Tensor, ...], outputs: Mapping[str, Any], *, g
             raise ModelRejected(
                 Reason.OUTPUT_MISMATCH,
                 f'The output "{tensor.name}" is declared as {tensor.describe()}, but the model gave {dtype} {list(shape)} when it ran'
-                f"{' on generated input' if generated else ''}. Correct the declaration, or the shape in the model"
-                f"{_OR_GIVE if generated else ''}.",
+                f"{' on generated input' if advice else ''}. Correct the declaration, or the shape in the model{advice}.",
             )
     total = sum(array.nbytes for array in outputs.values())
     if total > MAX_GOLDEN_BYTES:
@@ -233,7 +233,7 @@ def _values(tensor: Tensor, shape: tuple[int, ...], index: int, style: str) -> A
     return (unit >= 0.5).astype(dtype)
 
 
-def _run(run: Run, feed: Mapping[str, Any]) -> dict[str, Any]:
+def _run(run: Run, feed: Mapping[str, Any], advice: str) -> dict[str, Any]:
     try:
         return run(feed)
     except (ModelRejected, MemoryError):
@@ -243,7 +243,7 @@ def _run(run: Run, feed: Mapping[str, Any]) -> dict[str, Any]:
         raise ModelRejected(
             Reason.MODEL_RUN_FAILED,
             f"The model loads but does not run on {shapes[:200]}. Declare the inputs with fixed shapes, "
-            f'and with a "range" when not every value is allowed{_OR_GIVE}. The runtime says: {error}',
+            f'and with a "range" when not every value is allowed{advice}. The runtime says: {error}',
         ) from error
 
 
@@ -255,10 +255,10 @@ def _finite(outputs: Mapping[str, Any]) -> bool:
     return all(bool(np.isfinite(array).all()) for array in outputs.values() if array.dtype.kind == "f")
 
 
-def _not_finite(outputs: Mapping[str, Any]) -> ModelRejected:
+def _not_finite(outputs: Mapping[str, Any], advice: str) -> ModelRejected:
     names = ", ".join(f'"{name}"' for name, array in outputs.items() if array.dtype.kind == "f" and not np.isfinite(array).all())
     return ModelRejected(
         Reason.MODEL_OUTPUT_NOT_FINITE,
         f"The model gave NaN or infinity in {names}, which no device can be held against. If it only takes certain values, declare them: "
-        f'"range": [low, high] on the input{_OR_GIVE}.',
+        f'"range": [low, high] on the input{advice}.',
     )

@@ -46,11 +46,11 @@ def test_a_model_reaches_a_device_and_its_timings_come_back(world: World, tmp_pa
         assert shown["install_id"] == device.install_id
 
 
-def test_a_frozen_graph_reaches_devices_in_three_forms(world: World, tmp_path: Path) -> None:
+def test_a_frozen_graph_reaches_devices_in_four_forms(world: World, tmp_path: Path) -> None:
     """Acceptance 1 of the packager: a convolutional detector with declared nodes, as TensorFlow wrote it."""
     train("tf", "detector.py", tmp_path / "detector.pb")
     images = np.random.default_rng(7).uniform(0, 1, (24, 48, 48, 3)).astype(np.float32)
-    kinds = ("onnx-fp32", "onnx-int8", "tflite-fp32")
+    kinds = ("onnx-fp32", "onnx-int8", "tflite-fp32", "ort")
     committed = world.declare(
         "detector",
         {
@@ -70,6 +70,7 @@ def test_a_frozen_graph_reaches_devices_in_three_forms(world: World, tmp_path: P
             grids[kind] = handle.run({"image": images[:1]})["grid"]
     scale = float(np.abs(grids["onnx-fp32"]).max())
     assert grids["onnx-fp32"].shape == (1, 6, 6, 14) and scale > 0.1
-    assert float(np.abs(grids["tflite-fp32"] - grids["onnx-fp32"]).max()) <= 1e-4 * scale
+    for kind in ("tflite-fp32", "ort"):
+        assert float(np.abs(grids[kind] - grids["onnx-fp32"]).max()) <= 1e-4 * scale
     # Eight bits are another network, but not far from the first.
     assert 0 < float(np.abs(grids["onnx-int8"] - grids["onnx-fp32"]).max()) < 0.2 * scale

@@ -74,6 +74,8 @@ DIFFERENT = {
 
 #: A job's pause between looks, and how many jobs wait at once: enough to keep two runners busy.
 _LOOK_S = 0.05
+#: How long a commit may be on its way to the packager on a crowded machine.
+_PATIENCE_S = 60.0
 _AT_ONCE = 4
 
 
@@ -148,9 +150,12 @@ async def _push(one: Packaging, corpus: Path, model: dict[str, Any], *, given: b
 async def _job(one: Packaging, declaration: dict[str, Any]) -> dict[str, Any]:
     """Commit a version and wait for the end of its job, through the route that people ask."""
     job_id = await one.commit(declaration)
+    on_its_way = time.monotonic() + _PATIENCE_S
     async with one.client() as client:
         while True:
             answer = await client.get(f"/v1/jobs/{job_id}")
+            if answer.status_code == 404 and time.monotonic() < on_its_way:
+                continue  # the route has waited already
             assert answer.status_code == 200, answer.text
             job: dict[str, Any] = answer.json()
             if job["state"] in {"succeeded", "failed", "cancelled"}:
