@@ -27,7 +27,7 @@ def create_part(settings: PackagerSettings, ports: Ports) -> Part:
         ports.database,
         signer,
         ports.clock,
-        Quota(settings.queue_length, settings.account_queue_length, settings.account_jobs_at_once),
+        Quota(settings.queue_length, settings.account_queue_length, settings.account_jobs_at_once, settings.account_results_mb * 2**20),
     )
     app = create_api("Packager", [router], seal=ports.seal, database=ports.database)
     app.state.packager = service

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -176,6 +177,19 @@ class Quota:
     queued: int = 1_000
     queued_per_account: int = 200
     running_per_account: int = 2
+    #: Files that only results of conversions have; 0 keeps none.
+    result_bytes: int = 2**30
+
+
+def surplus_results(kept: Sequence[tuple[str, int]], most: int, most_bytes: int) -> list[str]:
+    """Return the keys that are beyond `most` results or `most_bytes` of files; `kept` is (key, size), the most useful first."""
+    surplus, total, count = [], 0, 0
+    for key, size in kept:
+        if count < most and total + size <= most_bytes:
+            total, count = total + size, count + 1
+        else:
+            surplus.append(key)
+    return surplus
 
 
 def is_plain_name(name: str) -> bool:

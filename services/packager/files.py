@@ -50,6 +50,12 @@ class Files:
         return File(path, info.sha256, info.size, role)
 
 
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _write(copy: Any, digest: Any, chunk: bytes) -> None:
     digest.update(chunk)
     copy.write(chunk)

@@ -6,31 +6,29 @@ own outputs, which are computed here on the same samples.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from services.packager.answer import SourceAnswer, conversion, parse_answer, source_answer, tensor_to_json
+from services.packager.answer import SourceAnswer, parse_answer, source_answer, tensor_to_json
 from services.packager.converters import STEPS
 from services.packager.declaration import KINDS, PROFILES, Declaration, Variant, Wanted
 from services.packager.domain import Source, Tensor
 from services.packager.errors import ModelRejected, Reason
-from services.packager.files import Files
+from services.packager.files import Files, digest_of
 from services.packager.preparing import Prepared, prepare
 from services.packager.progress import EXAMINING, Progress
-from services.packager.sandbox import Sandbox, Workspace
+from services.packager.remembering import Conversions, Steps
+from services.packager.sandbox import Workspace
 
-#: A conversion may take so many times as long as examining a model: TensorFlow's import alone takes long on a busy machine.
-_PATIENCE = 4.0
 _MAX_SAMPLES_BYTES = 2**31
-
-Steps = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What became of a source. `samples` and `reference` lie in the workspace that it was made in.
+    """What became of a source. `samples` and `reference` lie in the workspace that it was made in, `digests` are theirs.
 
     `variants` and `failed` are by the names of the variants that were asked for; each is in one of them.
     """
@@ -40,6 +38,7 @@ class Made:
     format: str
     samples: Path
     reference: Path
+    digests: list[str]
     variants: dict[str, Variant]
     failed: dict[str, ModelRejected]
 
@@ -47,9 +46,10 @@ class Made:
 class Maker:
     """Makes the variants of one version."""
 
-    def __init__(self, sandbox: Sandbox, files: Files, declaration: Declaration, progress: Progress) -> None:
+    def __init__(self, conversions: Conversions, files: Files, declaration: Declaration, progress: Progress) -> None:
         assert declaration.source is not None
-        self._sandbox, self._files, self._declaration, self._progress = sandbox, files, declaration, progress
+        self._sandbox, self._conversions = conversions.sandbox, conversions
+        self._files, self._declaration, self._progress = files, declaration, progress
         self._source_files = declaration.source
         self._wanted = [one for one in declaration.variants if isinstance(one, Wanted)]
         #: Per file that a converter was asked for: how it was made, or why not.
@@ -81,9 +81,9 @@ class Maker:
             except ModelRejected as rejected:
                 failed[one.name] = rejected
         sides = [tuple(port.tensor for port in side) for side in (read.source.inputs, read.source.outputs)]
-        return Made(
-            sides[0], sides[1], read.source.format, workspace.path("samples.npz"), workspace.path("reference.npz"), variants, failed
-        )
+        files = [workspace.path("samples.npz"), workspace.path("reference.npz")]
+        digests = [await asyncio.to_thread(digest_of, path) for path in files]
+        return Made(sides[0], sides[1], read.source.format, files[0], files[1], digests, variants, failed)
 
     async def _prepare(self, workspace: Workspace) -> Prepared:
         how = {
@@ -91,7 +91,8 @@ class Maker:
             "range": next((list(one.range) for one in self._declaration.inputs or () if one.range is not None), None),
             "samples": None if self._declaration.calibration is None else "in/owners.npz",
         }
-        return await prepare(self._sandbox, workspace, [file.path for file in self._source_files.files], how, self._progress)
+        paths = [file.path for file in self._source_files.files]
+        return await prepare(self._conversions, workspace, paths, how, self._progress)
 
     async def _read(self, workspace: Workspace, prepared: Prepared) -> SourceAnswer:
         """Learn what the source is, and prepare the samples; ONNX and TFLite answer them in the engines here."""
@@ -150,9 +151,8 @@ class Maker:
             "targets": targets,
         }
         if targets:
-            await self._convert(workspace, "from_tensorflow", job, 0.1, 0.7)
-        if targets and source.format != "tflite":
-            workspace.take("reference.npz", "reference.npz", _MAX_SAMPLES_BYTES)
+            also = () if source.format == "tflite" else ("reference.npz",)
+            await self._convert(workspace, "from_tensorflow", job, (0.1, 0.7), also)
 
     async def _from_onnx(self, workspace: Workspace, read: SourceAnswer) -> None:
         """Make the ONNX variants, of the source or of what was made of it. When the converter dies, only they have failed."""
@@ -170,11 +170,16 @@ class Maker:
             ports = {side: [{**port, "called": port["name"]} for port in ports[side]] for side in ports}
         if targets:
             try:
-                await self._convert(workspace, "onnx_variants", {**ports, "calibration": _calibration(read), "targets": targets}, 0.7, 1.0)
+                await self._convert(
+                    workspace, "onnx_variants", {**ports, "calibration": _calibration(read), "targets": targets}, (0.7, 1.0)
+                )
             except ModelRejected as rejected:
                 self._why |= dict.fromkeys(targets, f"{rejected.reason}: {rejected.detail}")
 
-    async def _convert(self, workspace: Workspace, function: str, job: Mapping[str, Any], start: float, end: float) -> None:
+    async def _convert(
+        self, workspace: Workspace, function: str, job: Mapping[str, Any], stretch: tuple[float, float], also: tuple[str, ...] = ()
+    ) -> None:
+        start, end = stretch
         targets = list(job["targets"])
         shown = [f"ONNX (opset {one[1:].partition('.')[0]})" if one.startswith("_") else one.rpartition(".")[0] for one in targets]
         self._progress.say(f"starting the conversion to {', '.join(shown)}", start)
@@ -182,11 +187,9 @@ class Maker:
         def tell(line: str) -> None:
             self._progress.say(line, start)
 
-        seconds = self._sandbox.limits.seconds * _PATIENCE
         on_step = self._progress.steps(STEPS, start, end)
-        steps, why = conversion(await self._sandbox.convert(workspace, function, job, on_step, tell, seconds=seconds), targets)
-        for file in steps:
-            workspace.take(file, file, self._sandbox.limits.disk_bytes)
+        files = {file: file for file in targets}
+        steps, why = await self._conversions.convert(workspace, function, job, targets=files, also=also, on_step=on_step, tell=tell)
         self._steps |= steps
         self._why |= why
 

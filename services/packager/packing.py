@@ -33,6 +33,7 @@ from services.packager.manifest import (
     variant_name,
 )
 from services.packager.progress import EXAMINING, Progress, Report
+from services.packager.remembering import Conversions
 from services.packager.results import Result, Results
 from services.packager.sandbox import Sandbox, Workspace
 from services.packager.signing import Signer
@@ -96,7 +97,7 @@ class Packer:
             made = None
             if declaration.source is not None:
                 workspace = await stack.enter_async_context(self._sandbox.workspace())
-                made = await Maker(self._sandbox, files, declaration, Progress(report, "source", 0.0, _MAKING)).make(workspace)
+                made = await self._make(files, declaration, Progress(report, "source", 0.0, _MAKING), workspace)
             examined = [
                 one
                 for index, variant in enumerate(declaration.variants)
@@ -107,6 +108,10 @@ class Packer:
         check_variants([variant_name(one.variant, one.answer) for one in examined], [one.answer for one in examined])
         report("signing", 0.97, "signing the packages")
         return Packed(tuple(self._sign(identity, declaration, one) for one in examined), job.report(made))
+
+    async def _make(self, files: Files, declaration: Declaration, progress: Progress, workspace: Workspace) -> Made:
+        conversions = Conversions(self._sandbox, self._results, files.account)
+        return await Maker(conversions, files, declaration, progress).make(workspace)
 
     async def _try(self, job: _Job, wanted: Variant | Wanted, made: Made | None, progress: Progress) -> _Examined | None:
         """Examine a variant and add its row to the report; None when it failed and the version can do without it."""
@@ -141,22 +146,27 @@ class Packer:
         files, declaration = job.files, job.declaration
         evaluation = declaration.evaluation
         floor = None if evaluation is None else evaluation.min_accuracy
+        ends = {
+            "inputs": _tensors(declaration.inputs if made is None else _with_ranges(made.inputs, declaration.inputs)),
+            "outputs": _tensors(declaration.outputs if made is None else made.outputs),
+        }
         facts = {
             "task": "examine",
             "sandbox": self._sandbox.level,
             "limits": self._sandbox.limits.for_child(),
             "files": [(file.path, file.sha256, file.size) for file in variant.files],
-            "inputs": _tensors(declaration.inputs),
-            "outputs": _tensors(declaration.outputs),
+            **ends,
             "golden": (declaration.rtol, declaration.atol, declaration.golden_input and declaration.golden_input.sha256),
             "evaluation": None if evaluation is None else (evaluation.file.sha256, evaluation.output),
+            "source": None if made is None else made.digests,
         }
-        # What a source was converted to is compared with it each time: both were made just now.
-        known = await self._results.find(files.account, facts) if made is None else None
+        # The form for one runtime is made while a variant is examined.
+        known = None if variant.wants_ort else await self._results.find(files.account, facts)
         if known is not None:
             progress.say("examined before, with the same result")
             answers = [answer.encode() for answer in json.loads(known.answer)]
             answer = _with_tolerances(inspection(answers[0]), declaration)
+            _check_precision(variant, answer)
             verdict = judge(measurement(answers[1]), answer.found.precision, floor=floor)
             return _Examined(variant, answer, known.files[GOLDEN_INPUT], known.files[GOLDEN_OUTPUT], verdict)
         async with self._sandbox.workspace() as workspace:
@@ -167,8 +177,7 @@ class Packer:
                 "task": "inspect",
                 "graph": places[variant.graph.path],
                 "data": {file.name: places[file.path] for file in variant.data},
-                "inputs": _tensors(declaration.inputs if made is None else _with_ranges(made.inputs, declaration.inputs)),
-                "outputs": _tensors(declaration.outputs if made is None else made.outputs),
+                **ends,
                 "golden_input": await _golden_input(files, declaration, workspace),
                 "seconds": self._sandbox.limits.seconds,
             }
@@ -193,7 +202,7 @@ class Packer:
             replayed = await self._sandbox.run(workspace, replay, on_step)
             verdict = judge(measurement(replayed), answer.found.precision, floor=floor)
             golden = [await files.keep(path, name, "golden") for path, name in zip(paths, (GOLDEN_INPUT, GOLDEN_OUTPUT), strict=True)]
-            if made is None:
+            if not variant.wants_ort:
                 both = json.dumps([raw.decode(), replayed.decode()]).encode()
                 await self._results.keep(files.account, facts, Result(both, {file.path: file for file in golden}))
             return _Examined(variant, answer, golden[0], golden[1], verdict)

@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from services.packager.answer import conversion
 from services.packager.converters import STEPS
+from services.packager.errors import ModelRejected, Reason
 from services.packager.progress import Progress
-from services.packager.sandbox import Sandbox, Workspace
+from services.packager.remembering import Conversions
+from services.packager.sandbox import Workspace
 from services.packager.unpacking import unpack
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
@@ -20,8 +21,6 @@ CLASSICAL = (".skops", ".ubj", ".json", ".txt")
 CONVERTED = "converted.onnx"
 #: The operator set of the smallest profile; others go up from there.
 _OPSET = 15
-#: As in `making.py`: imports take long on a busy machine.
-_PATIENCE = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +35,11 @@ class Prepared:
     answered: bool = False
 
 
-async def prepare(sandbox: Sandbox, workspace: Workspace, paths: list[str], how: dict[str, Any], progress: Progress) -> Prepared:
+async def prepare(conversions: Conversions, workspace: Workspace, paths: list[str], how: dict[str, Any], progress: Progress) -> Prepared:
     """Prepare the fetched files of a source.
 
     Args:
-        sandbox: runs the children.
+        conversions: runs the children, or knows what came of the same conversion before.
         workspace: `in/source/` has the files, `in/owners.npz` the owner's samples when there are some.
         paths: of the files.
         how: what the converter of classical models is told of the declaration: `names`, `range`, `samples`.
@@ -54,18 +53,24 @@ async def prepare(sandbox: Sandbox, workspace: Workspace, paths: list[str], how:
     if more or not path.endswith((*ARCHIVES, *CLASSICAL)):
         return Prepared(paths)
     if path.endswith(CLASSICAL):
-        return await _classical(sandbox, workspace, {"model": f"in/source/{path}", "opset": _OPSET, **how}, progress)
+        return await _classical(conversions, workspace, {"model": f"in/source/{path}", "opset": _OPSET, **how}, progress)
     progress.say("unpacking the archive")
     workspace.path(f"source/{path}").rename(workspace.path("archive"))
-    return Prepared(await unpack(sandbox, workspace, "archive", "source", on_step=lambda _step: None))
+    return Prepared(await unpack(conversions.sandbox, workspace, "archive", "source", on_step=lambda _step: None))
 
 
-async def _classical(sandbox: Sandbox, workspace: Workspace, job: dict[str, Any], progress: Progress) -> Prepared:
+async def _classical(conversions: Conversions, workspace: Workspace, job: dict[str, Any], progress: Progress) -> Prepared:
     progress.say("starting the converter of classical models")
     on_step = progress.steps(STEPS, 0.0, 0.02)
-    seconds = sandbox.limits.seconds * _PATIENCE
-    result = await sandbox.convert(workspace, "sk_to_onnx", job, on_step, progress.say, seconds=seconds)
-    made, _ = conversion(result, [CONVERTED])
-    for name, target in ((CONVERTED, f"source/{CONVERTED}"), ("samples.npz", "samples.npz"), ("reference.npz", "reference.npz")):
-        workspace.take(name, target, sandbox.limits.disk_bytes)
+    made, failed = await conversions.convert(
+        workspace,
+        "sk_to_onnx",
+        job,
+        targets={CONVERTED: f"source/{CONVERTED}"},
+        also=("samples.npz", "reference.npz"),
+        on_step=on_step,
+        tell=progress.say,
+    )
+    if CONVERTED not in made:
+        raise ModelRejected(Reason.CONVERSION_FAILED, f"The model could not be converted to ONNX: {failed[CONVERTED]}.")
     return Prepared([CONVERTED], tuple(made[CONVERTED]), answered=True)

@@ -11,7 +11,7 @@ from kit.clock import Clock, timestamp_ms
 from kit.db import Database, Transaction
 from kit.ids import id_time_ms
 from services.packager import events, store
-from services.packager.domain import Claim, Job, JobState, Line, Note, Package, Packed, Quota
+from services.packager.domain import Claim, Job, JobState, Line, Note, Package, Packed, Quota, surplus_results
 from services.packager.errors import JobFinished, JobNotFound, Reason
 from services.packager.events import Committed
 from services.packager.signing import ROLE, Signer
@@ -218,10 +218,21 @@ class PackagerService:
         async with self._database.begin() as tx:
             return await store.find_result(tx, account, key, self._clock.now())
 
-    async def keep_result(self, account: str, key: str, value: bytes) -> None:
-        """Keep what the account's work came to. Each account has `MAX_RESULTS`; what was of no use for the longest time goes."""
+    async def keep_result(self, account: str, key: str, value: bytes, size: int = 0) -> Sequence[tuple[str, bytes]]:
+        """Keep what the account's work came to, with files of `size` bytes. Return (key, value) of what has to go.
+
+        Each account has `MAX_RESULTS`, and files of `Quota.result_bytes` in all; what was of no use for the longest time goes.
+        """
         async with self._database.begin() as tx:
-            await store.keep_result(tx, account, key, value, now=self._clock.now(), most=MAX_RESULTS)
+            await store.keep_result(tx, account, key, value, size=size, now=self._clock.now())
+            surplus = surplus_results(await store.list_results(tx, account), MAX_RESULTS, self._quota.result_bytes)
+            return await store.read_results(tx, account, surplus) if surplus else ()
+
+    async def forget_results(self, account: str, keys: Sequence[str]) -> None:
+        """Forget what the account's work came to."""
+        if keys:
+            async with self._database.begin() as tx:
+                await store.delete_results(tx, account, keys)
 
     async def check(self, claim: Claim) -> None:
         """Raise `ClaimLost` when the claim does not count any more."""

@@ -24,6 +24,7 @@ class PackagerSettings(Settings):
     child_memory_mb: int = 4096
     child_disk_mb: int = 512
     warm_seconds: float = 60.0
+    account_results_mb: int = 1024
     scratch_dir: Path | None = None
     environments_dir: Path | None = None
     wheels_dir: Path | None = None

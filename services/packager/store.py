@@ -191,12 +191,27 @@ async def find_result(tx: Transaction, account: str, key: str, now: datetime) ->
     return value
 
 
-async def keep_result(tx: Transaction, account: str, key: str, value: bytes, *, now: datetime, most: int) -> None:
-    """Keep a value of the account under a key, and forget what was of no use for the longest time beyond `most`."""
+async def keep_result(tx: Transaction, account: str, key: str, value: bytes, *, size: int, now: datetime) -> None:
+    """Keep a value of the account, with files of `size` bytes, under a key."""
     await tx.execute(RESULTS.delete().where(RESULTS.c.account == account, RESULTS.c.key == key))
-    await tx.execute(RESULTS.insert().values(account=account, key=key, value=value, used_at=now))
-    newest = select(RESULTS.c.key).where(RESULTS.c.account == account).order_by(RESULTS.c.used_at.desc(), RESULTS.c.key).limit(most)
-    await tx.execute(RESULTS.delete().where(RESULTS.c.account == account, RESULTS.c.key.not_in(newest)))
+    await tx.execute(RESULTS.insert().values(account=account, key=key, value=value, size=size, used_at=now))
+
+
+async def list_results(reader: Reader, account: str) -> list[tuple[str, int]]:
+    """Return (key, size) of all that the account has, the one that was of use last first."""
+    query = select(RESULTS.c.key, RESULTS.c.size).where(RESULTS.c.account == account)
+    return [(row.key, row.size) for row in await reader.all(query.order_by(RESULTS.c.used_at.desc(), RESULTS.c.key))]
+
+
+async def read_results(reader: Reader, account: str, keys: Sequence[str]) -> list[tuple[str, bytes]]:
+    """Return (key, value) of some."""
+    query = select(RESULTS.c.key, RESULTS.c.value).where(RESULTS.c.account == account, RESULTS.c.key.in_(keys))
+    return [(row.key, row.value) for row in await reader.all(query)]
+
+
+async def delete_results(tx: Transaction, account: str, keys: Sequence[str]) -> None:
+    """Forget some."""
+    await tx.execute(RESULTS.delete().where(RESULTS.c.account == account, RESULTS.c.key.in_(keys)))
 
 
 def _claimable(now: datetime, most: int) -> tuple[Any, ...]:

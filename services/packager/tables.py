@@ -65,6 +65,7 @@ RESULTS = Table(
     Column("account", ACCOUNT, primary_key=True),
     Column("key", DIGEST, primary_key=True),
     Column("value", LargeBinary, nullable=False),
+    Column("size", BigInteger, nullable=False, server_default="0"),
     Column("used_at", Timestamp, nullable=False),
     Index(None, "account", "used_at"),
 )

@@ -304,15 +304,21 @@ async def step_is(one: Packaging, job_id: str, words: str) -> None:
             await asyncio.sleep(0.05)
 
 
+def below(pid: int) -> list[int]:
+    """The processes that a process started, and those that they started."""
+    return [one for child in children_of(pid) for one in (child, *below(child))]
+
+
 async def test_a_running_job_is_cancelled_and_its_child_killed(running: Packaging) -> None:
     job_id = await running.commit({"variants": [{"files": [await running.put("slow.onnx", slow_model())]}]})
     await step_is(running, job_id, "running it")
-    assert children_of(os.getpid())
+    working = below(os.getpid())
     async with running.client() as client:
         answer = await client.post(f"/v1/jobs/{job_id}:cancel")
         assert (answer.status_code, answer.json()["state"], answer.json()["problem"]["code"]) == (200, "cancelled", "JOB_CANCELLED")
         assert (await client.post(f"/v1/jobs/{job_id}:cancel")).json()["state"] == "cancelled"
-    await until(lambda: not children_of(os.getpid()))
+    # The child and its guard are gone; the warm parent stays for the next job.
+    await until(lambda: len(below(os.getpid())) == len(working) - 2)
     (record,) = await running.told(job_id)
     assert events_pb2.PackageFailed.FromString(record.value).code == "JOB_CANCELLED"
     done = await running.commit({"variants": [{"files": [await running.put("model.onnx", m.onnx_add())]}]})
