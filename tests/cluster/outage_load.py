@@ -41,10 +41,11 @@ class Answered:
 class Load:
     """Asks one after the other, per kind; `answers` has everything since the start."""
 
-    def __init__(self, world: World, collection: str, probes: Mapping[str, str]) -> None:
+    def __init__(self, world: World, model: str, collection: str, probes: Mapping[str, str]) -> None:
         self.answers: list[Answered] = []
         self.dead: list[str] = []
-        self._url, self._key, self._collection, self._probes = world.server.url, world.key, collection, probes
+        self._url, self._key, self._probes = world.server.url, world.key, probes
+        self._model, self._collection = model, collection
         self._install, self._token = world.device_token(world.enrolment_key())
         self._etag = ""
         #: Up to when (seconds since 1970) analytics counted everything, and when (`time.monotonic`) they first said so.
@@ -60,7 +61,7 @@ class Load:
                 "ask anew": lambda: self._resolve(client, ""),
                 "telemetry": lambda: self._telemetry(client),
                 "read": lambda: client.get("/v1/models", headers=self._person),
-                "write": lambda: client.post("/v1/enrolment-keys", json={"name": "load", "quota": 1}, headers=self._person),
+                "write": lambda: client.patch(f"/v1/models/{self._model}", json={"description": uuid4().hex}, headers=self._person),
                 "analytics": lambda: self._analytics(client),
             }
             tasks = [asyncio.create_task(self._repeat(kind, ask)) for kind, ask in asks.items()]
@@ -76,18 +77,30 @@ class Load:
         """Requests that began at or after a moment."""
         return [one for one in self.answers if one.began >= moment]
 
-    async def settled(self, moment: float, *, within_s: float) -> float | None:
+    async def settled(self, moment: float, *, within_s: float) -> tuple[float, Sequence[str]]:
         """Wait until every kind has worked twice in a row after a moment, and analytics count what devices sent since.
 
-        Returns the seconds that took, or None when it does not happen.
+        Returns the seconds that took, and what is still not well when it takes much longer than `within_s`.
         """
-        wanted = time.time() - (time.monotonic() - moment)
-        while time.monotonic() - moment < within_s + _TIMEOUT_S:
-            last = {kind: [one for one in self.since(moment) if one.kind == kind][-2:] for kind in KINDS}
-            if self._counted_until >= wanted and all(len(two) == 2 and all(one.good for one in two) for two in last.values()):
-                return max(self._counted_at, *(two[0].began + two[0].seconds for two in last.values())) - moment
+        while True:
+            unwell, seconds = self._state(moment)
+            if not unwell or time.monotonic() - moment > within_s + _TIMEOUT_S:
+                return seconds, unwell
             await asyncio.sleep(0.05)
-        return None
+
+    def _state(self, moment: float) -> tuple[Sequence[str], float]:
+        """Return what does not work since a moment, and the seconds from there to when the last of all began to."""
+        since = self.since(moment)
+        unwell, times = [], [self._counted_at]
+        for kind in KINDS:
+            last = [one for one in since if one.kind == kind][-2:]
+            if len(last) < 2 or not all(one.good for one in last):
+                unwell.append(f"{kind} {'/'.join(str(one.status) for one in last) or 'no answer'}")
+            else:
+                times.append(last[0].began + last[0].seconds)
+        if self._counted_until < time.time() - (time.monotonic() - moment):
+            unwell.append("analytics are behind")
+        return unwell, max(times) - moment
 
     async def _repeat(self, kind: str, ask: Callable[[], Awaitable[httpx2.Response]]) -> None:
         while True:
