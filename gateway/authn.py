@@ -17,7 +17,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import OKPKey
 
 from gateway.upstreams import UpstreamUnavailable, ask
-from kit.errors import Unauthorized, Unavailable
+from kit.errors import NotMigrated, Unauthorized, Unavailable
 from kit.http import ASGIApp
 from kit.identity import NOBODY, Kind, Principal, PrincipalSeal, Scope, granted
 from kit.single_flight import SingleFlight
@@ -103,6 +103,8 @@ class Authenticator:
         status, answer = await ask(self._registry, self._seal, "POST", "/internal/credentials:verify", {"key": text})
         if status == Unauthorized.status:
             raise Unauthorized(answer.get("detail", ""))
+        if status == NotMigrated.status and answer and answer.get("code") == NotMigrated.code:
+            raise NotMigrated(answer["detail"])
         if status != 200:  # not the caller's fault, and not remembered as a refusal
             raise UpstreamUnavailable("the credential cannot be checked now; try again")
         scopes = granted(frozenset(Scope(scope) for scope in answer["scopes"]))

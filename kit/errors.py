@@ -115,6 +115,18 @@ class Unavailable(Problem):
     retry_after_s = 2
 
 
+class NotMigrated(Unavailable):
+    """The tables of a service are missing or older than this release. Nothing but `latebindd migrate` helps."""
+
+    code = "NOT_MIGRATED"
+    retry_after_s = 10
+
+    @classmethod
+    def of(cls, service: str, has: str = "") -> NotMigrated:
+        """Return it in words for operators; `has` says more of what is there."""
+        return cls(f"the tables of {service} are missing or older than this release{has}: run `latebindd migrate {service}`")
+
+
 class MethodNotAllowed(Problem):
     """The path exists, the method does not."""
 

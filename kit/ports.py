@@ -16,6 +16,7 @@ from kit.blobs import BlobStore, open_blobs
 from kit.clock import Clock
 from kit.db import Database, open_database
 from kit.db.lease import Lease
+from kit.errors import Problem
 from kit.eventlog import EventLog, open_eventlog
 from kit.http import ASGIApp
 from kit.identity import PrincipalSeal
@@ -112,14 +113,14 @@ class Part:
     anywhere (`latebindd <service> --only workers`).
 
     `needs` names what the API can do nothing without: `database`, `event log`, `blob store`, `column store`; without the others it is
-    degraded. `unready` says why the service itself cannot answer yet.
+    degraded. `unready` returns what to answer while the service itself cannot.
     """
 
     app: ASGIApp
     beside_api: Sequence[Worker] = ()
     background: Sequence[Worker] = field(default=())
     needs: Collection[str] = ()
-    unready: Callable[[], str | None] = lambda: None
+    unready: Callable[[], Problem | None] = lambda: None
 
 
 @asynccontextmanager

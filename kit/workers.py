@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from kit.clock import Clock, SystemClock
 from kit.context import request_id
+from kit.errors import Unavailable
 from kit.eventlog import Batch, Consumer, ConsumerStoodStill, EventLog, PartitionLost
 from kit.logs import get_logger, log_context
 from kit.metrics import Metrics, NullMetrics
@@ -93,6 +94,11 @@ class Backoff:
         self.failures = 0
 
 
+def told(error: BaseException) -> dict[str, object]:
+    """Return what to log of an error: the words of one that passes by itself or that an operator ends, the traceback of any other."""
+    return {"error": f"{error.code}: {error.detail}"} if isinstance(error, Unavailable) else {"exc_info": error}
+
+
 class CannotStart(Exception):
     """This machine or its settings do not let a worker do its job; the text is for the operator."""
 
@@ -163,7 +169,7 @@ class Workers:
                     pause = backoff.next_pause()
                     self._crashes[worker.name] = f"crashed ({type(error).__name__})"
                     self._metrics.count("latebind_worker_crashes_total", worker=worker.name)
-                    log.exception("worker crashed", restart_in_s=round(pause, 2))
+                    log.error("worker crashed", restart_in_s=round(pause, 2), **told(error))
                 finally:
                     recovery.cancel()
                 await self.stop.sleep(self._clock, pause)
@@ -237,10 +243,10 @@ class Periodic(Worker):
                 await self._action()
                 self._failures = 0
                 backoff.reset()
-            except Exception:
+            except Exception as error:
                 self._failures += 1
                 pause = min(pause, backoff.next_pause())
-                log.exception("periodic work failed", work=self.name, failures=self._failures)
+                log.error("periodic work failed", work=self.name, failures=self._failures, **told(error))
             await stop.unless(self._next_turn(pause))
 
     async def _next_turn(self, pause: float) -> None:
@@ -313,9 +319,8 @@ class _Consume(Worker):
                     self._last_error = type(error).__name__
                     self._metrics.count("latebind_log_failures_total", group=self._group)
                     pause = backoff.next_pause()
-                    log.exception(
-                        "handling a batch failed; it is read again", group=self._group, failures=self._failures, pause_s=round(pause, 2)
-                    )
+                    facts = {"group": self._group, "failures": self._failures, "pause_s": round(pause, 2)} | told(error)
+                    log.error("handling a batch failed; it is read again", **facts)
                     await stop.sleep(self._clock, pause)
                     await consumer.rewind()
 

@@ -13,7 +13,7 @@ from typing import Protocol
 from gateway.upstreams import HttpUpstream
 from kit import http
 from kit.db.migrate import revisions
-from kit.errors import NotFound, Unavailable
+from kit.errors import NotFound, NotMigrated
 from kit.metrics import CONTENT_TYPE, Metrics
 from kit.ports import Part, Ports
 from kit.watch import dependencies, trouble
@@ -51,8 +51,7 @@ class ServiceFront:
         elif self._part is None:
             if scope["type"] == "http":
                 await http.send_problem(send, NotFound("this process runs workers; it serves nothing but probes"))
-        elif trouble := self._part.unready():
-            problem = Unavailable(f"this process cannot answer yet: {trouble}")
+        elif problem := self._part.unready():
             await http.send_bytes(send, 503, http.problem_body(problem), [*http.problem_headers(problem), (http.NOT_READY, b"1")])
         else:
             await self._part.app(scope, receive, send)
@@ -86,13 +85,16 @@ def readiness(
     Where workers are all that runs, everything they need is needed; elsewhere what the parts name.
     """
     migrated: set[str] = set()
+    behind: set[str] = set()
 
     async def tables(service: str) -> None:
         if service in migrated:
             return
         have, newest = await revisions(ports[service].database, f"services.{service}")
         if have is None or have < newest:
-            raise Unavailable(f"has tables of revision {have or 'none'}, this release needs {newest}: run latebindd migrate {service}")
+            behind.add(service)
+            raise NotMigrated.of(service, f" (revision {have or 'none'}, needed is {newest})")
+        behind.discard(service)
         migrated.add(service)
 
     async def ready() -> http.Health:
@@ -103,13 +105,15 @@ def readiness(
             database = f"database {service}"
             if troubles[database] is None:
                 troubles[database] = await trouble(partial(tables, service))
-            troubles[service] = part.unready()
+            problem = part.unready()
+            troubles[service] = None if problem is None else problem.detail
         troubles |= {f"worker {name}": problem for name, problem in workers.health().items()}
         needed = {f"{need} {service}" if need == "database" else need for service, part in parts.items() for need in part.needs}
-        behind = await _upstreams(upstreams)
-        if behind and None not in behind.values() and all(behind[name] == _SILENT for name in behind):
-            needed |= behind.keys()  # it is this process that is cut off
-        troubles |= behind
+        needed |= {f"database {service}" for service in behind}  # only somebody's hand helps, so it must be seen
+        away = await _upstreams(upstreams)
+        if away and None not in away.values() and all(away[name] == _SILENT for name in away):
+            needed |= away.keys()  # it is this process that is cut off
+        troubles |= away
         facts = {f"worker {name}": fact for name, fact in workers.facts().items()}
         return http.Health(troubles, troubles.keys() if only_workers else needed | parts.keys(), facts)
 

@@ -26,14 +26,16 @@ from kit.checks import Findings, fault, ok
 from kit.clock import Clock, rfc3339
 from kit.context import idempotency_claim, request_id, write_fence
 from kit.db.system import IDEMPOTENCY, OUTBOX, SEEN
-from kit.errors import Conflict, Unavailable
+from kit.errors import Conflict, NotMigrated, Unavailable
 from kit.ids import new_id
+from kit.logs import get_logger
 from kit.tracing import record_headers
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 T = TypeVar("T")
 
+log = get_logger(__name__)
 
 _COPY_INSTEAD = "an embedded installation is backed up by copying its data folder: docs/operating.md"
 
@@ -155,6 +157,10 @@ class Dialect:
         """Whether a driver's error says that the database cannot do it now, as opposed to never."""
         return any(words in str(error.orig) for words in ("database is locked", "disk is full"))
 
+    def lacks_tables(self, error: DBAPIError) -> bool:
+        """Whether a driver's error says that a table or column is not there. An embedded database is migrated by every start."""
+        return False
+
     async def prepare(self) -> None:
         """Make the place that the migrations fill."""
 
@@ -257,7 +263,7 @@ class Database:
                 connection = await self.dialect.connect(stack, engine)
             except Exception as error:  # connecting raises what the driver, the system and the server like to
                 raise DatabaseUnavailable("the database cannot be reached now; try again") from error
-            async with _Unavailable(self.dialect, connection):
+            async with _Unavailable(self.dialect, connection, service=urlsplit(self.url).fragment):
                 start = self.dialect.at_start(writes=writes)
                 if start is not None:
                     await connection.execute(start)
@@ -298,11 +304,12 @@ class Database:
 
 
 class _Unavailable:
-    """Turns connection faults of the driver into `DatabaseUnavailable`; broken constraints pass through."""
+    """Turns connection faults of the driver into `DatabaseUnavailable`, missing tables into `NotMigrated`; all else passes through."""
 
-    def __init__(self, dialect: Dialect, connection: AsyncConnection) -> None:
+    def __init__(self, dialect: Dialect, connection: AsyncConnection, *, service: str) -> None:
         self._dialect = dialect
         self._connection = connection
+        self._service = service
 
     async def __aenter__(self) -> None:
         return None
@@ -316,6 +323,9 @@ class _Unavailable:
             return
         if error.connection_invalidated or self._dialect.unavailable(error):
             raise DatabaseUnavailable("the database cannot be used now; try again") from error
+        if self._dialect.lacks_tables(error):
+            log.error("a table or column is not there: run latebindd migrate", service=self._service, error=str(error.orig)[:200])
+            raise NotMigrated.of(self._service) from error
 
 
 #: scheme -> adapter; the contract suite runs over these.

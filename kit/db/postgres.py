@@ -28,6 +28,8 @@ from kit.url_options import read_options
 
 #: Classes of SQLSTATE that pass by themselves: connection, resources, operator's intervention, locks (PostgreSQL, appendix A).
 _PASSING = ("08", "53", "55", "57", "58")
+#: Undefined table, undefined column, no such schema.
+_LACKING = frozenset({"42P01", "42703", "3F000"})
 _TURN, _MIGRATION = 1, 2
 _VISIBLE = "account = current_setting('latebind.account', true) OR current_setting('latebind.account', true) = '*'"
 
@@ -78,6 +80,10 @@ class PostgresDialect(Dialect):
         """Judge by the class of the SQLSTATE; an error without one came from the connection."""
         state = getattr(error.orig, "sqlstate", None)
         return state is None or state.startswith(_PASSING)
+
+    def lacks_tables(self, error: DBAPIError) -> bool:
+        """Judge by the SQLSTATE."""
+        return getattr(error.orig, "sqlstate", None) in _LACKING
 
     async def prepare(self) -> None:
         """Make the schema. Raises `DatabaseUnavailable`."""

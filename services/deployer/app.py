@@ -77,6 +77,6 @@ def create_part(settings: DeployerSettings, ports: Ports) -> Part:
             look_every_s=settings.look_every_s,
             last_seen_every_s=settings.last_seen_every_s,
         ),
-        unready=lambda: None if snapshot.complete else "the rules are still being loaded",
+        unready=lambda: None if snapshot.complete else freshness.waits_for,
         background=background(ports.lease, loader, fleet, eventlog=ports.eventlog, clock=ports.clock, metrics=ports.metrics),
     )

@@ -17,11 +17,12 @@ from structlog import get_logger
 from kit.clock import Clock
 from kit.db import DatabaseUnavailable
 from kit.db.lease import Lease
+from kit.errors import NotMigrated, Problem
 from kit.metrics import Metric, Metrics
 from kit.single_flight import SingleFlight
 from services.deployer import snapshot_file
 from services.deployer.domain import LEAD
-from services.deployer.errors import Outdated
+from services.deployer.errors import Outdated, Starting
 from services.deployer.loader import Loader
 from services.deployer.snapshot import Snapshot
 
@@ -54,6 +55,8 @@ class Freshness:
         self._saved = 0
         self._surveys: SingleFlight[str, list[tuple[str, str]]] = SingleFlight()
         self._surveying = False
+        #: Why there is nothing to answer from until the first load is done.
+        self.waits_for: Problem = Starting("the rules are still being loaded; ask again in a moment")
         #: What is wrong with the database, None while it answers.
         self.trouble: str | None = None
 
@@ -77,6 +80,9 @@ class Freshness:
                 # First be known, then look: who publishes afterwards gives us time to hear of it.
                 await self._present.hold()
                 behind = await self._loader.survey()
+        except NotMigrated as lacking:
+            self.waits_for = lacking
+            raise
         except (TimeoutError, DatabaseUnavailable):
             if not restored:
                 raise

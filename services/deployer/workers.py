@@ -34,7 +34,7 @@ class SnapshotWorker(Worker):
 
     def problem(self) -> str | None:
         """Say that the rules are not loaded yet."""
-        return None if self._snapshot.complete else "the rules are still being loaded"
+        return None if self._snapshot.complete else self._freshness.waits_for.detail
 
     async def run(self, stop: Stop) -> None:
         """Load, then look again and again. An error is a crash: what is in memory stays."""

@@ -23,7 +23,7 @@ from kit.eventlog import Consumer, ConsumerStoodStill, EventLog, Message, Partit
 from kit.logs import debugging, get_logger
 from kit.metrics import Metric, Metrics
 from kit.tracing import handling
-from kit.workers import UNHEALTHY_AFTER, Backoff, Stop, Worker
+from kit.workers import UNHEALTHY_AFTER, Backoff, Stop, Worker, told
 from services.telemetry import events, store, store_rollups
 from services.telemetry.columnstore import TABLES, Tables
 from services.telemetry.decode import Chunk, Reject, decode
@@ -124,7 +124,7 @@ class Writer(Worker):
         self._stuck = str(error) if isinstance(error, TooManyRejects | ConsumerStoodStill) else ""
         self._metrics.count("latebind_log_failures_total", group=GROUP)
         pause = backoff.next_pause()
-        log.error("telemetry could not be written; it is read again", failures=self._failures, pause_s=round(pause, 2), exc_info=error)
+        log.error("telemetry could not be written; it is read again", failures=self._failures, pause_s=round(pause, 2), **told(error))
         await stop.sleep(self._clock, pause)
 
     async def _gather(self, consumer: Consumer) -> list[Record]:
