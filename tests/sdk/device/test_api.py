@@ -139,6 +139,34 @@ def test_a_token_is_renewed_before_it_ends(simulator: Simulator, make_agent: Mak
     assert simulator.requests["/v1/device/token"] == 1
 
 
+def test_a_server_that_cannot_renew_does_not_stop_the_device(simulator: Simulator, make_agent: MakeAgent) -> None:
+    """The token it has is tried meanwhile, and renewing is tried again after a minute, not at each request."""
+
+    class Clock:
+        running = 0.0
+
+        def now(self) -> float:
+            return 1_790_000_000.0
+
+        def monotonic(self) -> float:
+            return self.running
+
+    clock = Clock()
+    simulator.token_life = timedelta(days=3650)
+    simulator.assign(simulator.add_adder(1))
+    agent = make_agent(clock=clock)
+    assert agent.poll_once(COLLECTION).result is PollResult.SWITCHED
+    simulator.faults.statuses["/v1/device/token"] = [503, 503]
+    for moment, tried in [(3600 - 599, 1), (3600 - 540, 1), (3600 - 538, 2), (3600 - 470, 3), (3600 - 460, 3)]:
+        clock.running = moment
+        assert agent.poll_once(COLLECTION).result is PollResult.UNCHANGED
+        assert simulator.requests["/v1/device/token"] == tried
+    simulator.faults.statuses["/v1/device/token"] = [403]
+    clock.running = 7200
+    outcome = agent.poll_once(COLLECTION)
+    assert outcome.error is not None and outcome.error.code == "INJECTED", "a refusal is not an outage"
+
+
 def test_a_wrong_clock_does_not_stop_the_service(simulator: Simulator, make_agent: MakeAgent) -> None:
     """In 1970 and ten years ahead the device still asks; ahead of time it takes no assignment, and recovers when the clock is right."""
 
