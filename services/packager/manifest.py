@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,10 +59,22 @@ def check_variants(names: list[str], answers: list[Answer]) -> None:
         _compare("output", names[0], first.found.outputs, name, answer.found.outputs)
 
 
+def examination(tool_version: str, sandbox: str) -> dict[str, Any]:
+    """Return the last step of a lineage: who examined the variant, and how strong the walls around that were."""
+    return {"tool": "latebind-packager", "version": tool_version, "options": {"sandbox": sandbox}}
+
+
 def build_manifest(
-    identity: Identity, declaration: Declaration, variant: Variant, answer: Answer, *, golden_input: File, golden_output: File
+    identity: Identity,
+    declaration: Declaration,
+    variant: Variant,
+    answer: Answer,
+    *,
+    golden_input: File,
+    golden_output: File,
+    examined: Mapping[str, Any],
 ) -> Manifest:
-    """Build the manifest (version 1) of one variant.
+    """Build the manifest (version 1) of one variant; `examined` is the last step of its lineage.
 
     Files come in this order: graph, its data files, its form for one runtime, golden input and output, then the version's auxiliary files.
     """
@@ -88,7 +101,7 @@ def build_manifest(
         },
         "lineage": {
             "source_sha256": declaration.lineage["source_sha256"] or list(variant.sources) or [file.sha256 for file in variant.files],
-            "steps": [*declaration.lineage["steps"], *variant.steps],
+            "steps": [*declaration.lineage["steps"], *variant.steps, examined],
         },
     }
     body = _json(manifest)

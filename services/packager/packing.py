@@ -30,6 +30,7 @@ from services.packager.manifest import (
     build_manifest,
     build_statement,
     check_variants,
+    examination,
     variant_name,
 )
 from services.packager.progress import EXAMINING, Progress, Report
@@ -134,7 +135,13 @@ class Packer:
 
     def _sign(self, identity: Identity, declaration: Declaration, one: _Examined) -> Package:
         manifest = build_manifest(
-            identity, declaration, one.variant, one.answer, golden_input=one.golden_input, golden_output=one.golden_output
+            identity,
+            declaration,
+            one.variant,
+            one.answer,
+            golden_input=one.golden_input,
+            golden_output=one.golden_output,
+            examined=examination(self._tool_version, self._sandbox.level),
         )
         statement = build_statement(identity, manifest, self._tool_version, self._sandbox.level)
         envelope = self._signer.sign(identity.account, STATEMENT_TYPE, statement)

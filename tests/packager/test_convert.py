@@ -92,7 +92,7 @@ def test_basic_pitch_as_a_tflite_file(tflite_file: Converted, variant: str) -> N
 def test_basic_pitch_as_an_onnx_file(onnx_file: Converted) -> None:
     assert agrees_with_shipped(onnx_file, "onnx-fp32") < 1e-4
     assert onnx_file.row("onnx-int8")["state"] == "ready"  # without samples: dynamic
-    assert onnx_file.manifests["onnx-int8"]["lineage"]["steps"][-1]["options"] == {"precision": "int8", "form": "dynamic"}
+    assert onnx_file.manifests["onnx-int8"]["lineage"]["steps"][-2]["options"] == {"precision": "int8", "form": "dynamic"}
 
 
 def test_all_variants_have_the_declared_names(saved_model: Converted, tflite_file: Converted, onnx_file: Converted) -> None:
@@ -109,6 +109,7 @@ def test_a_package_says_what_it_was_made_of(saved_model: Converted) -> None:
     # This SavedModel is one that TensorFlow's new loader does not take.
     assert steps[:2] == [("tensorflow", {"freeze": "tf1"}), ("tf2onnx", {"opset": 15})]
     assert all(step["version"] for step in manifest["lineage"]["steps"])
+    assert (steps[-1][0], steps[-1][1].keys()) == ("latebind-packager", {"sandbox"})
     portable, modern = (saved_model.manifests[name]["engine"] for name in ("onnx-fp32", "onnx-18"))
     assert portable["ir_version"] <= 8 and portable["opset"][""] == 15
     assert modern["ir_version"] <= 10 and modern["opset"][""] == 18

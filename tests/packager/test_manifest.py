@@ -15,7 +15,7 @@ from services.packager.answer import Answer
 from services.packager.declaration import File, parse_declaration
 from services.packager.domain import Engine, Found, Tensor, agree, check_tensors, merge
 from services.packager.errors import ModelRejected, Reason
-from services.packager.manifest import Identity, build_manifest, build_statement, check_variants, variant_name
+from services.packager.manifest import Identity, build_manifest, build_statement, check_variants, examination, variant_name
 
 WHO = Identity("acme", "m", 7, "job_1", "2026-11-22T10:00:00Z")
 GOOD: dict[str, Any] = {
@@ -29,6 +29,8 @@ GOOD: dict[str, Any] = {
     "lineage": {"source_sha256": ["c" * 64], "steps": [{"tool": "tf2onnx", "version": "1.17.0", "options": {}}]},
     "notes": "first",
 }
+
+EXAMINED = examination("1.0", "strong")
 
 
 def answer(**changes: Any) -> Answer:
@@ -45,7 +47,7 @@ def answer(**changes: Any) -> Answer:
 def built(declaration: dict[str, Any]) -> dict[str, Any]:
     parsed = parse_declaration(json.dumps(declaration).encode())
     golden = [File(f"golden/{name}.npz", digit * 64, 10, "golden") for name, digit in (("input", "d"), ("output", "e"))]
-    manifest = build_manifest(WHO, parsed, parsed.variants[0], answer(), golden_input=golden[0], golden_output=golden[1])
+    manifest = build_manifest(WHO, parsed, parsed.variants[0], answer(), golden_input=golden[0], golden_output=golden[1], examined=EXAMINED)
     assert manifest.digest == hashlib.sha256(manifest.body).hexdigest()
     whole: dict[str, Any] = json.loads(manifest.body)
     statement = json.loads(build_statement(WHO, manifest, "1.0", "strong"))
@@ -59,7 +61,8 @@ def test_a_manifest_has_what_the_contract_says() -> None:
     assert [one["path"] for one in whole["files"]] == ["model.onnx", "golden/input.npz", "golden/output.npz", "labels/coco.txt"]
     assert [one["role"] for one in whole["files"]] == ["graph", "golden", "golden", "auxiliary"]
     assert whole["requires"] == GOOD["requires"]
-    assert whole["lineage"] == GOOD["lineage"]
+    assert whole["lineage"] == {**GOOD["lineage"], "steps": [*GOOD["lineage"]["steps"], EXAMINED]}
+    assert EXAMINED == {"tool": "latebind-packager", "version": "1.0", "options": {"sandbox": "strong"}}
     assert whole["params"] == GOOD["params"]
     assert whole["engine"] == {"name": "onnxruntime", "min_version": "1.10", "ir_version": 8, "opset": {"": 15}, "operators": ["Conv"]}
 
@@ -68,7 +71,7 @@ def test_what_is_left_out_is_filled_in() -> None:
     whole = built({"variants": [{"files": [{"path": "m.onnx", "sha256": "a" * 64, "size": 1}]}]})
     assert whole["variant"] == "onnx-fp32"
     assert whole["requires"] == {"ram_mb": 64}
-    assert whole["lineage"] == {"source_sha256": ["a" * 64], "steps": []}
+    assert whole["lineage"] == {"source_sha256": ["a" * 64], "steps": [EXAMINED]}
     assert whole["params"] == {}
 
 
