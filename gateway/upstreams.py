@@ -28,6 +28,8 @@ _CONNECT_S = 1.0
 #: How long an answer may pause once it has begun, and how long one may take that has no deadline.
 _SILENCE_S = 60.0
 _ANSWER_S = 15.0
+#: The event log is waited for longest: 2 s for room in the buffer, 10 s for the acknowledgement.
+_SERVICE_SAYS_S = 12.5
 #: Shorter than the services keep idle connections, so that none is used while they close it.
 _IDLE_S = 30.0
 #: Bodies up to this size are read before they are forwarded, so that they can be sent again.
@@ -120,8 +122,7 @@ class HttpUpstream:
         candidates = self._addresses.in_order(clock())
         for number, address in enumerate(candidates, 1):
             last = number == len(candidates)
-            # A process that is there and silent takes only half of the time, so that another can still answer.
-            until = ends if last or not request.repeatable else clock() + (ends - clock()) / 2
+            until = ends if last or not request.repeatable else clock() + patience(ends - clock())
             try:
                 async with asyncio.timeout_at(None if isinstance(request.body, _Stream) else until):
                     client = self._clients[address.url]
@@ -138,6 +139,15 @@ class HttpUpstream:
                 await answer.close()
                 address.broke(clock())
         raise AssertionError("there is always a last address")
+
+
+def patience(left_s: float) -> float:
+    """Return how long a process that is there and silent is waited for, of the seconds that are left, so that another can still answer.
+
+    Half of them; but a service says within `_SERVICE_SAYS_S` that something behind it is silent, and that is worth waiting for: asking
+    another one then only makes the same outage last longer.
+    """
+    return min(max(left_s / 2, _SERVICE_SAYS_S), left_s * 5 / 6)
 
 
 def _is_not_ready(answer: Answer) -> bool:

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from gateway.deadlines import Deadline, DeadlineExceeded
-from gateway.upstreams import DEADLINE, HttpUpstream, UpstreamUnavailable
+from gateway.upstreams import DEADLINE, HttpUpstream, UpstreamUnavailable, patience
 from kit import http
 from tests.serving import serving
 
@@ -128,8 +128,13 @@ async def test_a_silent_address_leaves_time_for_another() -> None:
         upstream_of(address, silent) as upstream,
         Deadline(20.0) as limit,
     ):
-        limit.ends -= 16.0  # four seconds are left; the silent address gets two
+        limit.ends -= 17.0  # three seconds are left; the silent address gets two and a half
         assert await ask(upstream, "POST", "/v1/device/telemetry", b"batch", limit=limit) == (200, b"batch")
+
+
+@pytest.mark.parametrize(("left_s", "waited_s"), [(15.0, 12.5), (60.0, 30.0), (3.0, 2.5)])
+def test_a_service_may_say_itself_that_something_behind_it_is_silent(left_s: float, waited_s: float) -> None:
+    assert patience(left_s) == waited_s
 
 
 async def test_an_answer_must_begin_in_time_and_then_may_take_longer() -> None:
