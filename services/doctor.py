@@ -185,12 +185,16 @@ async def _examine_database(database: Database, *, service: str) -> Findings:
     has, newest = await revisions(database, f"services.{service}")
     if has == newest:
         yield ok("revision", f"{newest}, the newest")
-    elif has is None:
-        yield note("revision", "has no tables yet", "the start makes them, or `latebindd migrate`")
-    elif has > newest:
+    elif has is not None and has > newest:
         yield fault("revision", f"{has} was made by a newer release; this one knows {newest}", "install the newer release")
+    elif database.dialect.starts_migrate:
+        said = "has no tables yet" if has is None else f"{has}, behind {newest}"
+        yield note("revision", said, "the next start makes it new" if has is None else "the next start upgrades it: back up before")
+    elif has is None:
+        advice = f"run `latebindd migrate {service}`; where it has run, database or schema_prefix of LATEBIND_DATABASE_URL is another one"
+        yield fault("revision", "has no tables: the service answers 503 NOT_MIGRATED", advice)
     else:
-        yield note("revision", f"{has}, behind {newest}", "the start upgrades it, or `latebindd migrate`: back up before")
+        yield fault("revision", f"{has}, behind {newest}: the service is not ready", f"back up, then run `latebindd migrate {service}`")
 
 
 async def _examined(name: str, opened: AbstractAsyncContextManager[Port], look: Callable[[Port], Findings]) -> list[Finding]:

@@ -29,7 +29,7 @@ from minio.lifecycleconfig import AbortIncompleteMultipartUpload, LifecycleConfi
 from kit.blobs import BlobInfo, BlobNotFound, arrival, naming
 from kit.blobs.arrival import CHUNK_BYTES
 from kit.blobs.examination import examine_use
-from kit.checks import Findings, fault, ok
+from kit.checks import Findings, fault, note, ok
 from kit.errors import Unavailable
 from kit.logs import get_logger
 from kit.silence import Silent, Threads
@@ -211,7 +211,11 @@ class S3Blobs:
             code = getattr(refused.__cause__, "code", "")
             yield fault("bucket", refused.detail, _ADVICE.get(code, "check host, port, scheme and keys of LATEBIND_BLOBS_URL"))
             return
-        yield ok("bucket", f"{self._bucket} is there" if there else f"{self._bucket} is missing and is made now")
+        if there:
+            yield ok("bucket", f"{self._bucket} is there")
+        else:
+            advice = "if there were blobs before, LATEBIND_BLOBS_URL names another"
+            yield note("bucket", f"{self._bucket} was not there and is made now", advice)
         async for finding in examine_use(self):
             yield finding
 

@@ -140,6 +140,8 @@ class Dialect:
     """What an adapter does at the start of transactions and around migrations. This one, SQLite's, does nothing."""
 
     schema = ""
+    #: Whether every start makes and upgrades the tables; elsewhere only `latebindd migrate` does.
+    starts_migrate = True
 
     async def connect(self, stack: AsyncExitStack, engine: AsyncEngine) -> AsyncConnection:
         """Lend a connection until `stack` ends. Raises what driver and system raise."""

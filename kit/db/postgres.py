@@ -49,6 +49,8 @@ class PostgresOptions:
 class PostgresDialect(Dialect):
     """Sets the account of each transaction, and gives writers their turn."""
 
+    starts_migrate = False
+
     def __init__(
         self, address: URL, schema: str, connect_args: dict[str, Any], lenders: Mapping[AsyncEngine, Lender], *, connections: int
     ) -> None:

@@ -25,7 +25,7 @@ _UNFENCED = text(
 #: SQLSTATE of a refused connection -> what to do (PostgreSQL, appendix A).
 _REFUSALS = {
     "28P01": "the password is wrong: correct it in LATEBIND_DATABASE_URL",
-    "28000": "the server does not let this role in: look at pg_hba.conf",
+    "28000": "there is no such role, it may not log in, or pg_hba.conf has no line that lets it in",
     "3D000": "the database does not exist: CREATE DATABASE … OWNER …",
     "53300": "the server has no free connection: raise max_connections, or lower pool in LATEBIND_DATABASE_URL",
 }
@@ -104,4 +104,4 @@ def _refused(error: BaseException) -> Finding:
     state = getattr(getattr(error, "orig", error), "sqlstate", None)
     if state is None:
         return fault("server", "does not answer", "check host and port of LATEBIND_DATABASE_URL, and that PostgreSQL listens there")
-    return fault("server", f"refuses with SQLSTATE {state}", _REFUSALS.get(state, "look into the server's log"))
+    return fault("server", f"refuses the connection (SQLSTATE {state})", _REFUSALS.get(state, "look into the server's log"))

@@ -27,7 +27,11 @@ def examine_topics(
         )
     else:
         yield ok("replication", f"{replication} on {brokers} brokers")
-    yield ok("topics", f"{len(described)} are there" + (f", {missing} are made at their first use" if missing else ""))
+    if missing:
+        advice = "`latebindd migrate` or the first use makes them; if there were events before, LATEBIND_EVENTLOG_URL has another prefix"
+        yield note("topics", f"{missing} of {len(names)} are missing", advice)
+    else:
+        yield ok("topics", f"{len(described)} are there")
     for topic in described:
         yield from _examine_topic(topic, partitions, replication)
 

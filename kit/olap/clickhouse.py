@@ -30,7 +30,7 @@ from clickhouse_driver.streams.native import BlockOutputStream
 from clickhouse_driver.varint import write_varint
 from clickhouse_driver.writer import write_binary_str, write_binary_uint8
 
-from kit.checks import Findings, clocks, fault, ok
+from kit.checks import Findings, clocks, fault, note, ok
 from kit.errors import Unavailable
 from kit.logs import get_logger
 from kit.olap import Coded, Columns, StatementFailed
@@ -188,7 +188,8 @@ class ClickHouseStore:
         if there:
             yield await examine_schema(self, schema)
         else:
-            yield ok("schema", f"the database {self._database} and its tables are made at the first use")
+            advice = "`latebindd migrate` or the first use makes it; if there were figures before, LATEBIND_OLAP_URL names another"
+            yield note("schema", f"there is no database {self._database}", advice)
         yield clocks(datetime.fromtimestamp(now, UTC), datetime.now(UTC))
 
     def close(self) -> None:
