@@ -17,7 +17,7 @@ from latebind_proto.telemetry_pb2 import TelemetryBatch
 from tests.e2e.world import World
 
 _PAUSE_S = 0.25
-_TIMEOUT_S = 60.0
+_TIMEOUT_S = 90.0
 #: What devices do, and what people do.
 DEVICE_KINDS = ("ask again", "ask anew", "telemetry")
 KINDS = (*DEVICE_KINDS, "read", "write", "analytics")

@@ -21,7 +21,7 @@ from deploy.servers import Server
 from latebind_proto.telemetry_pb2 import Phase
 from tests import real_servers
 from tests.cluster.conftest import ClusterApi
-from tests.cluster.outage_load import DEVICE_KINDS, Load
+from tests.cluster.outage_load import DEVICE_KINDS, KINDS, Load
 from tests.e2e.world import World, eventually
 from tests.models import onnx_add
 
@@ -30,8 +30,8 @@ pytestmark = pytest.mark.cluster
 FAULT_S = float(os.environ.get("LATEBIND_TEST_OUTAGE_S", "4"))
 STORES = ("database", "eventlog", "blobs", "olap")
 UPSTREAMS = ("registry", "packager", "deployer", "telemetry")
-#: The gateway answers within 15 s; what is above it is the clients' own share on a busy machine.
-DEADLINE_S = 15.0 + 3.0
+#: The gateway answers devices within 15 s and people within 60 s; what is above it is the clients' own share on a busy machine.
+DEVICE_DEADLINE_S, DEADLINE_S = 15.0 + 3.0, 60.0 + 3.0
 RECOVERY_S = 30.0
 #: What devices cannot have while a dependency is away. Everything else must be answered as always.
 MISSING: Mapping[str, frozenset[str]] = {
@@ -132,8 +132,10 @@ def examined(
         f" of {sum(one.kind in DEVICE_KINDS for one in during)}, {f'not recovered: {unwell}' if unwell else f'recovery {recovery:.2f} s'}"
     )
     wrong = []
-    if worst.seconds > DEADLINE_S:
-        wrong.append(f"{case}: {worst.kind} took {worst.seconds:.1f} s")
+    for kind in KINDS:
+        longest = max((one.seconds for one in during if one.kind == kind), default=0.0)
+        if longest > (DEVICE_DEADLINE_S if kind in DEVICE_KINDS else DEADLINE_S):
+            wrong.append(f"{case}: {kind} took {longest:.1f} s")
     if unwell or recovery > RECOVERY_S:
         wrong.append(f"{case}: not well again {RECOVERY_S:.0f} s later: {', '.join(unwell) or f'took {recovery:.1f} s'}")
     if load.dead:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +40,14 @@ def test_engines_say_what_they_can_load(engines: dict[str, Engine]) -> None:
     described = {entry["engine"]: entry for entry in describe_engines(engines.values())}
     assert described["onnxruntime"]["max_ir"] >= 8 and described["onnxruntime"]["max_opset"] >= 15
     assert set(described["litert"]) == {"engine", "version"}
+
+
+def test_onnx_runtime_reports_nothing_and_leaves_nothing_at_home(tmp_path: Path) -> None:
+    """From 1.29 on it would, by a thread that starts at import."""
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"} | {"HOME": str(tmp_path)}
+    code = "from latebind.device.engines.onnx import OnnxRuntimeEngine; OnnxRuntimeEngine()"
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
+    assert list(tmp_path.rglob("*")) == []
 
 
 def test_the_limits_are_those_of_the_runtime(engines: dict[str, Engine], open_model: Open) -> None:

@@ -6,12 +6,18 @@ A binding ties the model to buffers once; a run is then a copy in, the call, and
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+
+# ONNX Runtime 1.29 and later start a thread at import that reports to its maker and keeps a device id in the home folder. Whether an app
+# does that is its owner's decision: who wants it sets the variable to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 import onnxruntime as ort
 
 from latebind.device.engines import Array, conform, feed_of
