@@ -77,8 +77,8 @@ format: ## Format and fix what can be fixed
 	@$(RUN)/ruff format --quiet . && $(RUN)/ruff check --fix --quiet .
 
 .PHONY: fuzz
-fuzz: setup ## Send 10,000 malformed models through the packager's children; CASES=500 SEED=7 picks
-	@$(RUN)/python -m tests.packager.fuzz $(if $(CASES),--cases $(CASES)) $(if $(SEED),--seed $(SEED))
+fuzz: setup ## Send 10,000 malformed models through the packager's children; CASES=500 SEED=7 LEVEL=fallback picks
+	@$(RUN)/python -m tests.packager.fuzz $(if $(CASES),--cases $(CASES)) $(if $(SEED),--seed $(SEED)) $(if $(LEVEL),--level $(LEVEL))
 
 .PHONY: corpus
 corpus: setup ## Package every valid model of the onnx package's test data, about half an hour; STRIDE=20 takes some

@@ -13,12 +13,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from services.packager.environments import Environments
 from services.packager.errors import ModelRejected, Reason
-from services.packager.sandbox import Limits, Sandbox, open_sandbox
+from services.packager.sandbox import SAFE, Level, Limits, Sandbox, open_sandbox
 from tests.packager.conftest import Examiner
 from tests.packager.malformed import hand_made, mutants
 
@@ -52,11 +52,11 @@ async def examine_all(sandbox: Sandbox, models: Iterable[bytes], forbidden: str)
     return ended
 
 
-async def main(cases: int, seed: int) -> int:
-    """Run so many cases and print what they came to."""
+async def main(cases: int, seed: int, levels: Sequence[Level]) -> int:
+    """Run so many cases at the first of `levels` that holds here, and print what they came to."""
     total: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
-        async with open_sandbox(Path(folder) / "scratch", LIMITS, Environments(Path(folder) / "environments")) as sandbox:
+        async with open_sandbox(Path(folder) / "scratch", LIMITS, Environments(Path(folder) / "environments"), levels) as sandbox:
             models = itertools.islice(itertools.chain(hand_made().values(), mutants(seed)), cases)
             started, before = time.monotonic(), resident()
             while batch := list(itertools.islice(models, 1000)):
@@ -79,5 +79,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--level", type=Level, choices=SAFE, help="of the sandbox; the strongest that holds here otherwise")
     given = parser.parse_args()
-    sys.exit(asyncio.run(main(given.cases, given.seed)))
+    sys.exit(asyncio.run(main(given.cases, given.seed, [given.level] if given.level else SAFE)))
