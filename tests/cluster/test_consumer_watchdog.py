@@ -26,12 +26,19 @@ NOTICED_WITHIN_S = 60.0
 
 
 @pytest.fixture(scope="module")
-def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FaultProxy, str]]:
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FaultProxy, str]]:
     """A broker that tells its clients the proxy's port, and its URL."""
     with FaultProxy(lambda: server.ports["broker"]) as proxy:
         server = Server("kafka", tmp_path_factory.mktemp("proxied") / "kafka", advertised=proxy.port)
         with server:
             yield proxy, f"kafka://127.0.0.1:{proxy.port}?partitions=2&session_s={SESSION_S}"
+
+
+@pytest.fixture
+def proxied(broker: tuple[FaultProxy, str]) -> Iterator[tuple[FaultProxy, str]]:
+    """The same, healed after each test."""
+    yield broker
+    broker[0].set(Fault.NONE)
 
 
 @dataclass
@@ -88,6 +95,9 @@ async def test_a_worker_behind_a_silent_network_says_so_and_reads_again_when_it_
     async with open_eventlog(real_servers.with_query(url, prefix=real_servers.namespace())) as eventlog, reading(eventlog) as worker:
         await append(eventlog, *range(20))
         await worker.until(*range(20))
+        async with asyncio.timeout(NOTICED_WITHIN_S):
+            while await eventlog.lag(GROUP, TOPIC):  # a commit under way would fail, which is another trouble
+                await asyncio.sleep(0.05)
         await worker.well()
         began = time.monotonic()
         proxy.set(Fault.BLACKHOLE)
