@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -24,6 +23,7 @@ from kit.eventlog import Consumer, Message, Record, check_partitions
 from kit.eventlog.kafka_checks import examine_topics
 from kit.eventlog.kafka_clients import closed
 from kit.eventlog.kafka_consumer import KafkaConsumer, record_of
+from kit.eventlog.kafka_options import KafkaOptions
 from kit.eventlog.kafka_producer import Encoded, KafkaProducer
 from kit.logs import get_logger
 from kit.silence import Silence, Silent
@@ -37,27 +37,6 @@ _OVERHEAD = 128
 
 log = get_logger(__name__)
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class KafkaOptions:
-    """What stands in the query of the URL. Sizes in bytes, times in seconds."""
-
-    #: Put before the names of topics and groups, so that several installations share a cluster.
-    prefix: str = ""
-    #: Partitions and replicas of a topic that does not exist yet.
-    partitions: int = 8
-    replication: int = 1
-    #: How long `append` waits for the acknowledgement of all in-sync replicas.
-    append_s: float = 10.0
-    #: So much may wait to be acknowledged; beyond it `append` waits `full_wait_s` and then raises `LogFull`.
-    max_waiting_bytes: int = 64 << 20
-    full_wait_s: float = 2.0
-    #: A reader that was killed is replaced after this time.
-    session_s: float = 10.0
-    #: A topic that is made keeps its records so long.
-    retention_s: int = 7 * 86400
-    linger_ms: int = 2
 
 
 class KafkaLog:

@@ -13,7 +13,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import (
@@ -28,10 +28,8 @@ from aiokafka.errors import (
 from kit.errors import Unavailable
 from kit.eventlog import Batch, ConsumerStoodStill, PartitionLost, Record
 from kit.eventlog.kafka_clients import closed
+from kit.eventlog.kafka_options import KafkaOptions
 from kit.logs import get_logger
-
-if TYPE_CHECKING:
-    from kit.eventlog.kafka import KafkaOptions
 
 _DEADLINE_S = 10.0
 #: So many sessions without progress are too many. A rebalance takes one.

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, OutOfOrderSequenceNumber, ProducerClosed, UnknownProducerId
 
 from kit.eventlog import LogFull
 from kit.eventlog.kafka_clients import closed
+from kit.eventlog.kafka_options import KafkaOptions
 from kit.logs import get_logger
-
-if TYPE_CHECKING:
-    from kit.eventlog.kafka import KafkaOptions
 
 #: These say nothing about the records themselves: they were not taken because of what happened to others.
 _BEHIND_A_GAP = (OutOfOrderSequenceNumber, UnknownProducerId, ProducerClosed)

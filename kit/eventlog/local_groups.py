@@ -7,13 +7,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from kit.eventlog import Batch, PartitionLost
 from kit.eventlog.local_file import Lane
+from kit.eventlog.local_reader import LogReader
 
-if TYPE_CHECKING:
-    from kit.eventlog.local import LocalLog
+
+class Owner(Protocol):
+    """The log, as far as its consumers need it."""
+
+    reader: LogReader
+    lanes: dict[int, Lane]
+
+    def lane(self, topic: str, partition: int) -> Lane | None:
+        """Return a lane, or None."""
+
+    async def write_commit(self, group: Group, offsets: Mapping[int, int]) -> None:
+        """Put a commit on disk."""
 
 
 class Group:
@@ -47,7 +58,7 @@ class Group:
 class LocalConsumer:
     """A member of a group. `positions` says what it reads next, `handed` how far it has handed out since it owns the lane."""
 
-    def __init__(self, owner: LocalLog, group: Group, topics: frozenset[str]) -> None:
+    def __init__(self, owner: Owner, group: Group, topics: frozenset[str]) -> None:
         self.topics = topics
         self.positions: dict[int, int] = {}
         self.wake = asyncio.Event()
