@@ -133,7 +133,7 @@ def plan(cluster: Cluster, rng: random.Random) -> list[tuple[Process, Event]]:
     """What happens to whom."""
     one, two = cluster.processes("writer")
     if not ROUNDS:
-        return [(one, killed), (two, left_at_once)]
+        return [(one, killed), (two, stopped)]
     return [(writer, event) for _ in range(ROUNDS) for writer in (one, two) for event in rng.sample(EVENTS, len(EVENTS))]
 
 
