@@ -30,7 +30,7 @@ async def test_what_was_acknowledged_is_counted_once_whoever_is_killed(tmp_path:
         )
         print(history.totals)
         assert verdict.good, verdict.summary()
-        assert verdict.acked >= SAMPLES / 2  # who fails often gives up often
+        assert verdict.acked >= 0.75 * SAMPLES  # who fails often gives up often
         assert verdict.stored >= verdict.acked
         assert verdict.dead_letters > 0
         assert set(history.kills.values()) == {KILLS}
