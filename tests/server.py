@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+
+from deploy.cluster.process import told
 
 ROOT = Path(__file__).parents[1]
 _START_S = 60.0
@@ -61,7 +62,7 @@ class ServerProcess(Api):
             self.process = subprocess.Popen(
                 [*command, "--ready-file", str(ready), *arguments],
                 cwd=ROOT,
-                env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **self.environment},
+                env=told(self.environment),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -10,12 +10,13 @@ import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from services.packager import sandbox as module
 from services.packager.answer import parse_answer
@@ -135,6 +136,10 @@ async def test_children_share_no_namespace_and_know_no_parent(tmp_path: Path, ma
                 assert len({own[name], first["spaces"][name], second["spaces"][name]}) == 3, name
 
 
+def reasons(logs: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(str(entry["reason"]) for entry in logs if entry["event"].startswith("no warm parent is to be had"))
+
+
 #: What a parent must not have when it forks, and how that is called.
 UNFIT = {
     "a thread": ("import threading, time; threading.Thread(target=time.sleep, args=(60,), daemon=True).start()", "2 threads"),
@@ -144,25 +149,25 @@ UNFIT = {
 
 
 @pytest.mark.parametrize("name", UNFIT)
-async def test_a_parent_that_is_not_fit_is_not_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mark: str, name: str
-) -> None:
+async def test_a_parent_that_is_not_fit_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: str, name: str) -> None:
     lines, words = UNFIT[name]
     runtime = module.cage.engine()
     unfit = module.cage.Runtime(runtime.python, f"{lines}\n{runtime.start}", runtime.read, () if lines else ("nowhere",))
     monkeypatch.setattr(module.cage, "engine", lambda: unfit)
     async with opened(tmp_path, safe_levels()[0]) as sandbox:
-        await ask(sandbox, "alone")
+        with capture_logs() as logs:
+            await ask(sandbox, "alone")
         assert sandbox.warm_parents == 0
-        assert words in capsys.readouterr().out
+        assert words in reasons(logs)
         # It is not tried again at once.
-        await ask(sandbox, "alone again")
-        assert "warm" not in capsys.readouterr().out
+        with capture_logs() as logs:
+            await ask(sandbox, "alone again")
+        assert reasons(logs) == ""
 
 
 @pytest.mark.parametrize("level", safe_levels())
 async def test_a_parent_whose_children_could_get_out_is_not_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mark: str, level: Level
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: str, level: Level
 ) -> None:
     whole = module.cage.parent_command
 
@@ -172,6 +177,7 @@ async def test_a_parent_whose_children_could_get_out_is_not_used(
 
     monkeypatch.setattr(parents.cage, "parent_command", broken)
     async with opened(tmp_path, level) as sandbox:
-        await ask(sandbox, "alone")
+        with capture_logs() as logs:
+            await ask(sandbox, "alone")
         assert sandbox.warm_parents == 0
-        assert "could reach" in capsys.readouterr().out
+        assert "could reach" in reasons(logs)
