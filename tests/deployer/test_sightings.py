@@ -46,7 +46,7 @@ async def test_a_failed_write_keeps_them(world: World, install_id: str) -> None:
     assert (await world.resolve(collection, context(install_id), etag=etag)).status_code == 304
     async with world.ports.database.begin() as tx:
         await tx.execute(text("ALTER TABLE devices RENAME TO elsewhere"))
-    with pytest.raises(Exception, match="devices|latebindd migrate"):
+    with pytest.raises(Exception, match=r"devices|latebindd migrate"):
         await world.fleet.write_sightings()
     async with world.ports.database.begin() as tx:
         await tx.execute(text("ALTER TABLE elsewhere RENAME TO devices"))
