@@ -44,7 +44,7 @@ async def _run() -> dict[str, Any]:
             await migrate(own.database, "services.packager")
             signer = open_signer("", own_key=folder / "package.key")
             service = PackagerService(own.database, signer, clock, Quota())
-            async with open_sandbox(folder / "scratch", Limits(), Environments(folder / "environments")) as sandbox:
+            async with open_sandbox(folder / "scratch", Limits(), Environments(folder / "environments"), warm_s=0) as sandbox:
                 packer = Packer(own.blobs, signer, sandbox, Results(service, own.blobs, {"bench": "1"}), "bench")
 
                 async def pack(account: str) -> tuple[float, list[str]]:
@@ -53,8 +53,8 @@ async def _run() -> dict[str, Any]:
                     }
                     identity = Identity(account, "m", 1, "job_1", "2026-11-22T10:00:00Z")
                     start = time.perf_counter()
-                    packages = await packer.pack(identity, json.dumps(body).encode(), lambda _step, _progress, _text: None)
-                    return (time.perf_counter() - start) * 1e3, [one.digest for one in packages]
+                    packed = await packer.pack(identity, json.dumps(body).encode(), lambda _step, _progress, _text: None)
+                    return (time.perf_counter() - start) * 1e3, [one.digest for one in packed.packages]
 
                 pairs = []
                 for number in range(pairs_wanted()):
@@ -72,7 +72,7 @@ async def _run() -> dict[str, Any]:
         target=0.02,
         unit="ms",
         a={"name": "the same input again", "versions": versions("latebind-server", "onnxruntime")},
-        b={"name": "the first time: two children", "sandbox": level},
+        b={"name": "the first time: children that nobody has warmed up for", "sandbox": level},
         equality="both give packages with the same manifest digests",
         graph_bytes=len(graph),
     )
