@@ -28,7 +28,7 @@ class Elsewhere:
     headers: dict[str, str] = field(default_factory=dict)
 
     def answer(self, method: str, path: str, query: Mapping[str, str]) -> tuple[int, dict[str, str], bytes]:
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: each server says what it answers
 
 
 def as_json(status: int, value: Any) -> tuple[int, dict[str, str], bytes]:

@@ -26,7 +26,7 @@ class Api:
     @property
     def operator_key(self) -> str:
         """The operator's key."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: each kind of server keeps it elsewhere
 
     def client(self, key: str | None = None) -> httpx2.Client:
         """A client with this key (default: the operator's)."""
